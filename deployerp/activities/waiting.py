@@ -1,0 +1,22 @@
+"""Waiting for a thing that is starting."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from deployerp.domain.errors import DeployError
+
+T = TypeVar("T")
+_POLL_SECONDS = 0.25
+
+
+async def until_it_answers(look: Callable[[], Awaitable[T]], *, seconds: float) -> T:
+    """What `look` gives once it no longer raises an error that another try may mend; then that error."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while True:
+        try:
+            return await look()
+        except DeployError as error:
+            if not error.retryable or asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(_POLL_SECONDS)

@@ -1,0 +1,59 @@
+"""The envelope that every answer comes in, and the way our fields are spelled."""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.alias_generators import to_camel
+
+from deployerp.domain.base import utc_now
+
+T = TypeVar("T")
+
+
+class Body(BaseModel):
+    """What clients send: camelCase, or snake_case; a field that we do not know is an error."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+
+class View(BaseModel):
+    """What clients get, in camelCase, read off a record."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
+
+
+class Meta(BaseModel):
+    request_id: str
+    timestamp: datetime = Field(default_factory=utc_now)
+
+
+class ListMeta(Meta):
+    page: int
+    per_page: int
+    total: int
+    total_pages: int
+
+
+class Envelope(BaseModel, Generic[T]):
+    success: bool = True
+    data: T
+    meta: Meta
+
+
+class ListEnvelope(BaseModel, Generic[T]):
+    success: bool = True
+    data: list[T]
+    meta: ListMeta
+
+
+class ErrorBody(BaseModel):
+    code: str
+    message: str
+    details: dict[str, Any]
+
+
+class ErrorEnvelope(BaseModel):
+    success: bool = False
+    error: ErrorBody
+    meta: Meta

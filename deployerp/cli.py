@@ -1,0 +1,203 @@
+"""The `deployerp` command."""
+
+import asyncio
+import signal
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from alembic import command as alembic
+from sqlalchemy import select
+from sqlmodel import col
+
+from deployerp import demo as demonstration
+from deployerp import embedded
+from deployerp.api.app import create_app
+from deployerp.domain import logs
+from deployerp.domain.api_keys import new_api_key
+from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.errors import DeployError
+from deployerp.domain.organizations import Organization
+from deployerp.domain.permissions import LEVELS
+from deployerp.domain.secrets import new_encryption_key
+from deployerp.domain.settings import Settings
+from deployerp.migrations import configuration
+from deployerp.worker import run_worker
+
+app = typer.Typer(help="The control plane for fleets of Odoo.", no_args_is_help=True, add_completion=False)
+keys = typer.Typer(help="API keys and encryption keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+_PORTS = embedded.Ports()
+HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded control plane's state.")]
+
+
+def _note(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+@app.command()
+def dev(
+    home: HomeOption = Path(".deployerp"),
+    port: Annotated[int, typer.Option(help="Port of the API.")] = _PORTS.api,
+    temporal_port: Annotated[int, typer.Option(help="Port of Temporal.")] = _PORTS.temporal,
+    ui_port: Annotated[int, typer.Option(help="Port of Temporal's UI.")] = _PORTS.temporal_ui,
+    storage_port: Annotated[int, typer.Option(help="Port of the object storage.")] = _PORTS.object_storage,
+    reload: Annotated[bool, typer.Option(help="Start again when the code changes.")] = False,
+    images: Annotated[bool, typer.Option(help="See to the engine and the images first.")] = True,
+) -> None:
+    """Run the embedded control plane: API, worker, Temporal, object storage, on SQLite."""
+    ports = embedded.Ports(port, temporal_port, ui_port, storage_port)
+    settings = embedded.embedded_settings(home, ports)
+    logs.configure(settings.log_level)
+    asyncio.run(_dev(settings, ports, reload, images))
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    with_worker: Annotated[bool, typer.Option(help="Run a worker in the same process.")] = False,
+) -> None:
+    """Run the API."""
+    given = {"api_host": host, "api_port": port}
+    settings = Settings().model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
+    logs.configure(settings.log_level)
+    asyncio.run(_serve(settings, with_worker))
+
+
+@app.command()
+def worker() -> None:
+    """Run a Temporal worker, which does the work; any number of them share it."""
+    settings = Settings()
+    logs.configure(settings.log_level)
+    asyncio.run(_work(settings))
+
+
+@app.command()
+def migrate(revision: Annotated[str, typer.Argument(help="Revision to go to.")] = "head") -> None:
+    """Bring the database's schema up to date."""
+    alembic.upgrade(configuration(Settings().database_url), revision)
+
+
+@app.command()
+def demo(
+    home: Annotated[Path, typer.Option(help="Folder of the demo's state.")] = Path(".deployerp"),
+    keep: Annotated[bool, typer.Option(help="Leave everything running and tell where it is.")] = False,
+) -> None:
+    """Do the whole job once, on real parts, through the API, and clean up after it."""
+    sys.exit(asyncio.run(demonstration.run(home, keep=keep)))
+
+
+@keys.command("create")
+def create_key(
+    organization: Annotated[str, typer.Option(help="Slug of the organization; a new one is made.")],
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "first key",
+    level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "admin",
+    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
+) -> None:
+    """Make an API key and show it, this once."""
+    if level not in LEVELS:
+        raise typer.BadParameter(f"must be one of {', '.join(LEVELS)}", param_hint="--level")
+    settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
+    expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+    typer.echo(asyncio.run(_create_key(settings, organization, name, level, expires_at)))
+
+
+@keys.command("encryption")
+def make_encryption_key() -> None:
+    """Make a key for DEPLOYERP_ENCRYPTION_KEYS."""
+    typer.echo(new_encryption_key())
+
+
+async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: bool) -> None:
+    if images:
+        await embedded.provide_images(settings, _note)
+    async with embedded.services(settings, ports):
+        await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
+        _note(f"API         http://127.0.0.1:{ports.api}/playground")
+        _note(f"Temporal UI http://127.0.0.1:{ports.temporal_ui}")
+        _note(f"A key       deployerp keys create --organization demo --home {settings.home}")
+        if reload:
+            await _reloading(settings)
+        else:
+            await _serve(settings, with_worker=True)
+
+
+async def _reloading(settings: Settings) -> None:
+    """Runs the API and the worker in a process that is started anew when the code changes."""
+    import os
+
+    from watchfiles import arun_process
+
+    os.environ.update(embedded.environment_of(settings))
+    await arun_process(
+        Path(__file__).parent,
+        target=f"{sys.executable} -m deployerp.cli serve --with-worker",
+        target_type="command",
+    )
+
+
+async def _serve(settings: Settings, with_worker: bool) -> None:
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            host=settings.api_host,
+            port=settings.api_port,
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=5,
+        )
+    )
+    if not with_worker:
+        await server.serve()
+        return
+    stop = asyncio.Event()
+    working = asyncio.create_task(run_worker(settings, stop))
+    # A worker that fails must not leave an API that accepts what nobody does.
+    working.add_done_callback(lambda _: setattr(server, "should_exit", True))
+    await server.serve()
+    stop.set()
+    await working
+
+
+async def _work(settings: Settings) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await run_worker(settings, stop)
+
+
+async def _create_key(
+    settings: Settings, slug: str, name: str, level: str, expires_at: datetime | None
+) -> str:
+    database = open_database(settings.database_url)
+    async with session_factory(database)() as session, session.begin():
+        organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
+        if organization is None:
+            organization = Organization(name=slug, slug=slug)
+            session.add(organization)
+            await session.flush()
+        key, token = new_api_key(organization.id, name, level, expires_at)
+        session.add(key)
+    await database.dispose()
+    return token
+
+
+def main() -> None:
+    """Runs the command; an error that a user can meet is told in words, not as a traceback."""
+    try:
+        app()
+    except DeployError as error:
+        _note(f"error: {error.message}")
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""API keys: `erp_live_<id>_<random>`, shown once, kept as a SHA-256."""
+
+import re
+import secrets
+from datetime import datetime
+from uuid import UUID
+
+from sqlmodel import Field
+
+from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain.permissions import LEVELS
+from deployerp.domain.secrets import digest
+
+_TOKEN = re.compile(r"^erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})$")
+_ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_SECRET_ALPHABET = _ALPHABET + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+class ApiKey(Record, table=True):
+    __tablename__ = "api_keys"
+    __table_args__ = (one_of("level", LEVELS),)
+
+    organization_id: UUID = Field(foreign_key="organizations.id", index=True)
+    name: str
+    level: str
+    key_id: str = Field(unique=True)
+    token_digest: str
+    expires_at: datetime | None = time_field()
+    last_used_at: datetime | None = time_field()
+    revoked_at: datetime | None = time_field()
+
+    def is_valid_at(self, time: datetime) -> bool:
+        return self.revoked_at is None and (self.expires_at is None or time < self.expires_at)
+
+
+def new_api_key(
+    organization_id: UUID, name: str, level: str, expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """A key record and its token; the token exists only here."""
+    key_id = "".join(secrets.choice(_ALPHABET) for _ in range(16))
+    token = f"erp_live_{key_id}_" + "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(43))
+    key = ApiKey(
+        organization_id=organization_id,
+        name=name,
+        level=level,
+        key_id=key_id,
+        token_digest=digest(token),
+        expires_at=expires_at,
+    )
+    return key, token
+
+
+def key_id_of(token: str) -> str | None:
+    """The public part of a token, or None when it is no token of ours."""
+    match = _TOKEN.match(token)
+    return match.group(1) if match else None

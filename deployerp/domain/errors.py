@@ -1,0 +1,178 @@
+"""The one tree of errors: what went wrong, how HTTP says it, and whether trying again can help."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class DeployError(Exception):
+    """Base of every error that a user can meet.
+
+    `message` is shown to people and says what to do next; it never holds a secret.
+    `details` is for machines. `code` and `status` are the API's (DESIGN part 5);
+    `retryable` says whether the same step may succeed when it is simply tried again.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = True
+
+    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.details: dict[str, Any] = dict(details or {})
+
+
+# What a request can get wrong.
+
+
+class RequestError(DeployError):
+    """The request cannot be carried out as it stands; trying again changes nothing."""
+
+    retryable = False
+
+
+class Unauthorized(RequestError):
+    code = "unauthorized"
+    status = 401
+
+
+class Forbidden(RequestError):
+    code = "forbidden"
+    status = 403
+
+
+class NotFound(RequestError):
+    code = "not_found"
+    status = 404
+
+
+class MethodNotAllowed(RequestError):
+    code = "method_not_allowed"
+    status = 405
+
+
+class Conflict(RequestError):
+    code = "conflict"
+    status = 409
+
+
+class InvalidState(Conflict):
+    """The resource's state does not allow the action."""
+
+    code = "invalid_state"
+
+
+class OperationInProgress(Conflict):
+    """Another operation runs on the resource; `details.operation_id` names it."""
+
+    code = "operation_in_progress"
+
+
+class PayloadTooLarge(RequestError):
+    code = "payload_too_large"
+    status = 413
+
+
+class ValidationFailed(RequestError):
+    """A field breaks its rule; `details` is `{"fields": [{"field", "message"}]}`."""
+
+    code = "validation_error"
+    status = 422
+
+
+class Unavailable(DeployError):
+    """A part that the answer needs is not there now."""
+
+    code = "unavailable"
+    status = 503
+
+
+# What the outside world can get wrong.
+
+
+class WorldError(DeployError):
+    """Something outside the control plane failed; usually worth another try."""
+
+    code = "world_error"
+    status = 502
+
+
+class ProviderError(WorldError):
+    """The cloud refused or failed a call."""
+
+    code = "provider_error"
+
+
+class ProviderRefused(ProviderError):
+    """The cloud will give the same answer again: bad credentials, quota, unknown size."""
+
+    code = "provider_refused"
+    retryable = False
+
+
+class ProviderThrottled(ProviderError):
+    """The cloud asks to wait; `retry_after` is in seconds and becomes the next try's delay."""
+
+    code = "provider_throttled"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, details={"retry_after": retry_after})
+        self.retry_after = retry_after
+
+
+class HostUnreachable(WorldError):
+    """The server does not answer over SSH (yet)."""
+
+    code = "host_unreachable"
+
+
+class HostKeyMismatch(WorldError):
+    """The machine that answered is not the server we made: nothing was sent to it."""
+
+    code = "host_key_mismatch"
+    retryable = False
+
+
+class HostAuthenticationFailed(WorldError):
+    """The server refused our SSH key."""
+
+    code = "host_authentication_failed"
+    retryable = False
+
+
+class CommandFailed(WorldError):
+    """A command on a server ended with a non-zero exit status; `details` holds the end of its output."""
+
+    code = "command_failed"
+
+
+class EngineError(WorldError):
+    """The Docker engine of a server failed a call."""
+
+    code = "engine_error"
+
+
+class ImageUnavailable(WorldError):
+    """No registry serves the image and the control plane's own engine does not have it."""
+
+    code = "image_unavailable"
+    retryable = False
+
+
+class NotHealthy(WorldError):
+    """The thing runs but does not answer as it should (yet)."""
+
+    code = "not_healthy"
+
+
+class AddressRefused(DeployError):
+    """A user-given URL leads to an address that the control plane must not call."""
+
+    code = "address_refused"
+    status = 422
+    retryable = False
+
+
+def codes(root: type[DeployError] = DeployError) -> frozenset[str]:
+    """Every code of the tree."""
+    return frozenset({root.code}).union(*(codes(each) for each in root.__subclasses__()))

@@ -1,0 +1,68 @@
+"""One Odoo installation: its own database, filestore, containers, domains."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Literal, get_args
+from uuid import UUID
+
+from sqlalchemy import Index, text
+from sqlmodel import Field
+
+from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain.lifecycles import INSTANCE
+from deployerp.domain.secrets import Sealed, Vault
+
+EnvironmentType = Literal["production", "staging", "development"]
+ADMIN_LOGIN = "admin"
+
+
+@dataclass(frozen=True)
+class EnvVar:
+    """A variable of the instance's environment; a secret one is never shown again."""
+
+    value: str
+    secret: bool = False
+
+
+class Instance(Record, table=True):
+    __tablename__ = "instances"
+    __table_args__ = (
+        one_of("status", INSTANCE.states),
+        one_of("environment_type", get_args(EnvironmentType)),
+        Index("ix_instances_listing", "organization_id", "created_at", "id"),
+        Index(
+            "uq_instances_hostname",
+            "hostname",
+            unique=True,
+            sqlite_where=text("status <> 'deleted'"),
+            postgresql_where=text("status <> 'deleted'"),
+        ),
+    )
+
+    organization_id: UUID = Field(foreign_key="organizations.id")
+    server_id: UUID = Field(foreign_key="servers.id", index=True)
+    name: str
+    slug: str
+    odoo_version: str
+    odoo_edition: str
+    environment_type: str
+    hostname: str
+    url: str | None = None
+    status: str = INSTANCE.first.from_states[0]
+    status_message: str | None = None
+    sealed_env_vars: str
+    sealed_database_password: str
+    sealed_master_password: str
+    # Gone once it has been read: only Odoo's own hash is left then.
+    sealed_admin_password: str | None = None
+    deployed_at: datetime | None = time_field()
+    deleted_at: datetime | None = time_field()
+
+
+def seal_env_vars(vault: Vault, variables: Mapping[str, EnvVar]) -> Sealed:
+    return vault.seal_mapping({name: asdict(variable) for name, variable in variables.items()})
+
+
+def open_env_vars(vault: Vault, instance: Instance) -> dict[str, EnvVar]:
+    return {name: EnvVar(**each) for name, each in vault.open_mapping(instance.sealed_env_vars).items()}

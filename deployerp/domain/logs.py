@@ -1,0 +1,51 @@
+"""Logs in one format, without the secrets that could slip into them."""
+
+import logging
+import re
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import structlog
+
+# Shapes of secrets that can be told by looks alone; the others are kept out where they are handled.
+_SECRETS = re.compile(
+    r"(erp_live_[0-9a-z]{16}_)[0-9A-Za-z]+|(whsec_)[A-Za-z0-9+/=]+"
+    r"|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
+    re.DOTALL,
+)
+
+
+def redact(text: str) -> str:
+    return _SECRETS.sub(lambda match: next(kept for kept in match.groups() if kept) + "[secret]", text)
+
+
+def _redact_all(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
+    return {name: redact(value) if isinstance(value, str) else value for name, value in entry.items()}
+
+
+def configure(level: str, *, readable: bool | None = None) -> None:
+    """Sets logs up for the process: for people on a terminal, JSON lines elsewhere."""
+    if readable is None:
+        readable = sys.stderr.isatty()
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redact_all,
+    ]
+    renderer: Any = structlog.dev.ConsoleRenderer() if readable else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared))
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level)
+    # They tell of every connection and request, which our own lines do already.
+    for noisy in ("asyncssh", "httpx", "uvicorn.access", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

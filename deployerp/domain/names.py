@@ -1,0 +1,46 @@
+"""The rules that user-given names keep to: what could reach a label, a path or a URL is held here."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, StringConstraints
+
+Name = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$"),
+]
+"""A name for people: 1 to 100 printable characters."""
+
+Slug = Annotated[
+    str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+]
+"""A DNS label (RFC 1123): lower-case letters, digits and inner hyphens, at most 63."""
+
+Token = Annotated[
+    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
+]
+"""An identifier of a provider's: a size, a location, an image."""
+
+ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+# Variables that the image's own start-up, the loader or our configuration depend on.
+RESERVED_ENV = re.compile(
+    r"^(PG[A-Z]+|HOST|PORT|USER|PASSWORD|ODOO_RC|PATH|HOME|PYTHON[A-Z]*|LD_[A-Z_]+|DEPLOYERP_.*)$"
+)
+
+
+def check_env_name(name: str) -> str:
+    if not ENV_NAME.match(name):
+        raise ValueError("must be letters, digits and underscores and must not start with a digit")
+    if RESERVED_ENV.match(name):
+        raise ValueError(f"{name} is reserved: deployERP or the image sets it")
+    return name
+
+
+def check_env_value(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not hold a NUL character")
+    return value
+
+
+EnvName = Annotated[str, AfterValidator(check_env_name)]
+EnvValue = Annotated[str, StringConstraints(max_length=32768), AfterValidator(check_env_value)]

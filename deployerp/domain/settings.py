@@ -1,0 +1,51 @@
+"""Settings, from environment variables `DEPLOYERP_...`."""
+
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything that can be set from outside; each field's description is its documentation."""
+
+    model_config = SettingsConfigDict(env_prefix="DEPLOYERP_", extra="ignore")
+
+    home: Path = Field(Path(".deployerp"), description="Folder of the embedded control plane's state.")
+    database_url: str = Field(
+        "sqlite+aiosqlite:///.deployerp/deployerp.db",
+        description="SQLAlchemy URL: `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`.",
+    )
+    encryption_keys: list[SecretStr] = Field(
+        default_factory=list,
+        description="JSON list of Fernet keys for secrets at rest; the first seals, all open.",
+    )
+    temporal_address: str = Field("127.0.0.1:7233", description="Temporal's frontend, host:port.")
+    temporal_namespace: str = Field("default", description="Temporal namespace.")
+    temporal_task_queue: str = Field("deployerp", description="Task queue of the workers.")
+    sweep_seconds: float = Field(10, gt=0, description="How often unstarted and orphaned work is looked for.")
+    api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    api_port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on.")
+    instance_domain: str = Field(
+        "localhost", description="Domain under which instances get their host name, `<slug>.<domain>`."
+    )
+    odoo_versions: list[str] = Field(["19.0"], description="JSON list of Odoo versions that may be deployed.")
+    odoo_editions: list[str] = Field(
+        ["community"], description="JSON list of Odoo editions that may be deployed."
+    )
+    odoo_image: str = Field("odoo:{version}", description="Odoo image; `{version}` is the instance's.")
+    postgres_image: str = Field("postgres:17", description="PostgreSQL image of instances.")
+    caddy_image: str = Field("caddy:2", description="Caddy image of servers.")
+    node_image: str = Field("deployerp/node:1", description="Image of the `docker` provider's servers.")
+    webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
+        default_factory=list,
+        description='JSON list of private networks that webhooks may reach all the same, e.g. `["10.0.0.0/8"]`.',
+    )
+    webhook_timeout_seconds: float = Field(
+        15, gt=0, description="How long a webhook receiver may take to answer."
+    )
+    log_level: str = Field("INFO", description="Log level: DEBUG, INFO, WARNING, ERROR.")
+
+    def odoo_image_for(self, version: str) -> str:
+        return self.odoo_image.format(version=version)

@@ -1,0 +1,155 @@
+"""The seam to the clouds: what every provider can do with nodes, in our words."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+NodeState = Literal["pending", "running", "stopped", "terminated", "unknown"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """A machine type; `vcpus` and `price_hourly` (US dollars) are None where the provider does not say."""
+
+    id: str
+    name: str
+    vcpus: float | None
+    ram_mb: int
+    disk_gb: int
+    price_hourly: float | None
+
+
+@dataclass(frozen=True)
+class Image:
+    """An operating system image."""
+
+    id: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """A place where nodes can be made: a region or a zone; `country` is ISO 3166 or empty."""
+
+    id: str
+    name: str
+    country: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One virtual machine; `address` is None until the provider has given it one."""
+
+    id: str
+    name: str
+    state: NodeState
+    address: str | None
+    ssh_port: int = 22
+    http_port: int = 80
+    https_port: int = 443
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """What to create.
+
+    `size`, `location` and `image` are the provider's ids; `location` and `image` may be None
+    where the provider has a default. `user_data` holds secrets, so it is kept out of `repr`.
+    `client_token` makes the creation idempotent where the provider supports it.
+    """
+
+    name: str
+    size: str
+    location: str | None
+    image: str | None
+    user_data: str = field(repr=False)
+    tags: Mapping[str, str]
+    client_token: str
+
+
+class Cloud(Protocol):
+    """One connected account; every call may raise ProviderRefused, ProviderThrottled, ProviderError.
+
+    A destroyed node is absent, also where the provider lists it for a while longer.
+    """
+
+    async def find_nodes(self, tags: Mapping[str, str]) -> list[Node]:
+        """The nodes that carry all of `tags`."""
+
+    async def get_node(self, node_id: str) -> Node | None: ...
+
+    async def create_node(self, spec: NodeSpec) -> Node:
+        """Ask for one node and return at once, before it runs."""
+
+    async def destroy_node(self, node_id: str) -> None:
+        """Destroy the node and its volumes; an absent node is success."""
+
+    async def start_node(self, node_id: str) -> None: ...
+
+    async def stop_node(self, node_id: str) -> None: ...
+
+    async def reboot_node(self, node_id: str) -> None: ...
+
+    async def list_sizes(self) -> list[Size]: ...
+
+    async def list_images(self) -> list[Image]: ...
+
+    async def list_locations(self) -> list[Location]: ...
+
+
+class Clouds(Protocol):
+    """Opens accounts; one opened Cloud serves one task at a time."""
+
+    def open(self, kind: str, credentials: Mapping[str, str]) -> Cloud:
+        """Raises ProviderRefused for an unknown kind and for missing or unknown credentials."""
+
+
+@dataclass(frozen=True)
+class CredentialField:
+    """One value that a provider kind needs to be connected."""
+
+    name: str
+    required: bool = True
+    secret: bool = True
+
+
+# Here and not beside the libcloud rows, because the API validates with it and must not reach libcloud.
+_CREDENTIALS: Mapping[str, tuple[CredentialField, ...]] = {
+    "docker": (),
+    "aws": (
+        CredentialField("access_key_id", secret=False),
+        CredentialField("secret_access_key"),
+        CredentialField("session_token", required=False),
+        CredentialField("region", secret=False),
+        CredentialField("security_group", required=False, secret=False),
+    ),
+    "digitalocean": (CredentialField("token"),),
+    "openstack": (
+        CredentialField("auth_url", secret=False),
+        CredentialField("username", secret=False),
+        CredentialField("password"),
+        CredentialField("project", secret=False),
+        CredentialField("region", secret=False),
+        CredentialField("domain", required=False, secret=False),
+    ),
+}
+
+
+def provider_kinds() -> tuple[str, ...]:
+    """The kinds of provider that can be connected."""
+    return tuple(_CREDENTIALS)
+
+
+def credential_fields(kind: str) -> tuple[CredentialField, ...]:
+    """The credentials of a provider kind, in the order to ask for them; KeyError for an unknown kind."""
+    return _CREDENTIALS[kind]
+
+
+# Where a lost answer can simply be asked for again; elsewhere, look by tag before creating once more.
+_IDEMPOTENT_KINDS = frozenset({"docker", "aws"})
+
+
+def honours_client_token(kind: str) -> bool:
+    """Whether two creations with one client token give one node."""
+    return kind in _IDEMPOTENT_KINDS

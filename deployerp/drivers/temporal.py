@@ -1,0 +1,230 @@
+"""Temporal as the rest of the control plane sees it: start, look at, cancel, and what an operator finds.
+
+Workflows are named, not imported, so that the API can start them without loading what they do.
+"""
+
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import structlog
+from temporalio.api.enums.v1 import IndexedValueType
+from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
+from temporalio.client import (
+    Client,
+    Schedule,
+    ScheduleActionStartWorkflow,
+    ScheduleAlreadyRunningError,
+    ScheduleIntervalSpec,
+    ScheduleOverlapPolicy,
+    SchedulePolicy,
+    ScheduleSpec,
+    ScheduleState,
+    ScheduleUpdate,
+    ScheduleUpdateInput,
+    WorkflowExecutionStatus,
+)
+from temporalio.common import (
+    SearchAttributeKey,
+    SearchAttributePair,
+    TypedSearchAttributes,
+    WorkflowIDConflictPolicy,
+    WorkflowIDReusePolicy,
+)
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from deployerp.domain.errors import Unavailable
+from deployerp.domain.lifecycles import action_of
+from deployerp.domain.messages import DeliveryOrder, OperationOrder
+from deployerp.domain.settings import Settings
+
+ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
+RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")
+KIND = SearchAttributeKey.for_keyword("DeployerpKind")
+SEARCH_ATTRIBUTES = (ORGANIZATION, RESOURCE, KIND)
+
+SWEEP_SCHEDULE = "sweep"
+# Long enough for a busy server, short enough that a request does not hang when there is none.
+_CALL = timedelta(seconds=3)
+
+RunState = Literal["running", "ended", "absent"]
+T = TypeVar("T")
+log = structlog.get_logger()
+
+
+class Temporal:
+    """A connection that is made when it is first needed and survives the server's absence."""
+
+    def __init__(self, client: Client, task_queue: str) -> None:
+        self.client = client
+        self._task_queue = task_queue
+
+    @classmethod
+    async def open(cls, settings: Settings, *, lazy: bool = True) -> "Temporal":
+        client = await Client.connect(
+            settings.temporal_address, namespace=settings.temporal_namespace, lazy=lazy
+        )
+        return cls(client, settings.temporal_task_queue)
+
+    async def start_operation(self, order: OperationOrder) -> None:
+        """Starts the workflow of an operation; one that has been started before is left alone.
+
+        Raises `Unavailable` when Temporal does not answer.
+        """
+        kind = f"{order.resource_type}.{order.action}"
+        await self._start(
+            action_of(order.resource_type, order.action).workflow,
+            order,
+            order.workflow_id,
+            kind=kind,
+            organization=order.organization_id,
+            resource=order.resource_id,
+            summary=f"{order.action.capitalize()} {order.resource_type} {order.resource_id}",
+        )
+
+    async def start_delivery(self, order: DeliveryOrder) -> None:
+        """Starts the delivery of an event to an endpoint; one that has been started is left alone."""
+        await self._start(
+            "DeliverWebhook",
+            order,
+            order.workflow_id,
+            kind="webhook.deliver",
+            organization=order.organization_id,
+            resource=order.endpoint_id,
+            summary=f"Deliver {order.event_type} to endpoint {order.endpoint_id}",
+        )
+
+    async def offer_operation(self, order: OperationOrder) -> None:
+        """Starts an operation if Temporal is there; if it is not, the next sweep does."""
+        await self._offer(order.workflow_id, self.start_operation(order))
+
+    async def offer_deliveries(self, orders: Sequence[DeliveryOrder]) -> None:
+        """Starts deliveries if Temporal is there; if it is not, the next sweep does."""
+        for order in orders:
+            await self._offer(order.workflow_id, self.start_delivery(order))
+
+    async def _offer(self, workflow_id: str, start: Awaitable[None]) -> None:
+        try:
+            await start
+        except Unavailable as error:
+            log.warning("left for the sweep", workflow_id=workflow_id, reason=error.message)
+
+    async def _start(
+        self, workflow: str, order: object, workflow_id: str,
+        *, kind: str, organization: str, resource: str, summary: str,
+    ) -> None:  # fmt: skip
+        attributes = TypedSearchAttributes(
+            [
+                SearchAttributePair(ORGANIZATION, organization),
+                SearchAttributePair(RESOURCE, resource),
+                SearchAttributePair(KIND, kind),
+            ]
+        )
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            await self._call(
+                lambda: self.client.start_workflow(
+                    workflow,
+                    order,
+                    id=workflow_id,
+                    task_queue=self._task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    search_attributes=attributes,
+                    static_summary=summary,
+                    rpc_timeout=_CALL,
+                )
+            )
+
+    async def run_state(self, workflow_id: str) -> RunState:
+        """Whether a workflow runs, has ended in whatever way, or is unknown to Temporal."""
+        try:
+            description = await self._call(
+                lambda: self.client.get_workflow_handle(workflow_id).describe(rpc_timeout=_CALL)
+            )
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return "absent"
+            raise
+        return "running" if description.status == WorkflowExecutionStatus.RUNNING else "ended"
+
+    async def cancel(self, workflow_id: str) -> None:
+        """Asks a workflow to stop and undo; one that has ended or never started is left alone."""
+        await self._quietly(lambda: self.client.get_workflow_handle(workflow_id).cancel(rpc_timeout=_CALL))
+
+    async def terminate(self, workflow_id: str, reason: str) -> None:
+        """Stops a workflow at once, without its undoing."""
+        await self._quietly(
+            lambda: self.client.get_workflow_handle(workflow_id).terminate(reason=reason, rpc_timeout=_CALL)
+        )
+
+    async def _quietly(self, call: Callable[[], Awaitable[T]]) -> None:
+        try:
+            await self._call(call)
+        except RPCError as error:
+            if error.status != RPCStatusCode.NOT_FOUND:
+                raise
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except RPCError as error:
+            if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS):
+                raise
+            raise Unavailable(
+                "Temporal does not answer: work that was accepted starts when it is back.",
+                details={"status": error.status.name},
+            ) from error
+        except RuntimeError as error:
+            # A lazy client's first connection fails with this, not with an RPCError.
+            raise Unavailable("Temporal cannot be reached: check DEPLOYERP_TEMPORAL_ADDRESS.") from error
+
+    async def is_ready(self) -> bool:
+        try:
+            return await self._call(lambda: self.client.service_client.check_health(timeout=_CALL))
+        except (Unavailable, RPCError):
+            return False
+
+    async def ensure_search_attributes(self) -> None:
+        """Registers what operators filter by; needed once per namespace."""
+        operator = self.client.operator_service
+        known = await operator.list_search_attributes(
+            ListSearchAttributesRequest(namespace=self.client.namespace)
+        )
+        missing = {
+            key.name: IndexedValueType.INDEXED_VALUE_TYPE_KEYWORD
+            for key in SEARCH_ATTRIBUTES
+            if key.name not in known.custom_attributes
+        }
+        if missing:
+            await operator.add_search_attributes(
+                AddSearchAttributesRequest(namespace=self.client.namespace, search_attributes=missing)
+            )
+
+    async def ensure_sweep_schedule(self, every: timedelta) -> None:
+        """Keeps one schedule that sweeps; its interval follows the settings."""
+        schedule = Schedule(
+            action=ScheduleActionStartWorkflow(
+                "Sweep",
+                id=SWEEP_SCHEDULE,
+                task_queue=self._task_queue,
+                static_summary="Start and close what was left",
+            ),
+            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
+            # The default of a year would run every sweep that an outage has missed.
+            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(seconds=10)),
+            state=ScheduleState(
+                note="Starts operations that were never started, closes those that vanished."
+            ),
+        )
+
+        def replace(_: ScheduleUpdateInput) -> ScheduleUpdate:
+            return ScheduleUpdate(schedule)
+
+        try:
+            await self.client.create_schedule(SWEEP_SCHEDULE, schedule, trigger_immediately=True)
+        except ScheduleAlreadyRunningError:
+            handle = self.client.get_schedule_handle(SWEEP_SCHEDULE)
+            await handle.update(replace)
+            await handle.trigger()

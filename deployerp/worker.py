@@ -1,0 +1,111 @@
+"""The Temporal worker: the only place that builds drivers, activities and Workers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import structlog
+from temporalio.worker import Interceptor, Worker
+
+from deployerp.activities.hosts import Hosts
+from deployerp.activities.instances import InstanceActivities
+from deployerp.activities.interceptor import ActivityInterceptor
+from deployerp.activities.operations import OperationActivities
+from deployerp.activities.records import Records
+from deployerp.activities.servers import ServerActivities
+from deployerp.activities.webhook_deliveries import WebhookActivities
+from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.secrets import Vault
+from deployerp.domain.settings import Settings
+from deployerp.drivers.http import WebhookSender
+from deployerp.drivers.libcloud import LibcloudClouds
+from deployerp.drivers.temporal import Temporal
+from deployerp.workflows import instances, servers, webhook_deliveries
+from deployerp.workflows.operations import Sweep
+
+log = structlog.get_logger()
+
+WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, *webhook_deliveries.WORKFLOWS, Sweep)
+# A step waits most of its time; an SSH connection each is what bounds them.
+_STEPS_AT_ONCE = 100
+_RECONNECT_SECONDS = 1.0
+_GRACE = timedelta(seconds=10)
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings, interceptors: Sequence[Interceptor] = ()) -> AsyncIterator[Worker]:
+    """A running worker that has prepared its namespace and swept; `interceptors` come innermost.
+
+    Waits for Temporal as long as it is not there.
+    """
+    database = open_database(settings.database_url)
+    temporal = await _reach(settings)
+    await temporal.ensure_search_attributes()
+    records = Records(session_factory(database), temporal)
+    worker = Worker(
+        temporal.client,
+        task_queue=settings.temporal_task_queue,
+        workflows=WORKFLOWS,
+        activities=_activities(settings, session_factory(database), records, temporal),
+        interceptors=[ActivityInterceptor(records), *interceptors],
+        max_concurrent_activities=_STEPS_AT_ONCE,
+        # A cancellation reaches a step with the answer to a heartbeat, so answers must come often.
+        max_heartbeat_throttle_interval=timedelta(seconds=2),
+        default_heartbeat_throttle_interval=timedelta(seconds=2),
+        graceful_shutdown_timeout=_GRACE,
+    )
+    try:
+        async with worker:
+            # Its first run is at once.
+            await temporal.ensure_sweep_schedule(timedelta(seconds=settings.sweep_seconds))
+            yield worker
+    finally:
+        await database.dispose()
+
+
+def _activities(
+    settings: Settings, sessions: SessionFactory, records: Records, temporal: Temporal
+) -> list[Callable[..., Any]]:
+    vault = Vault(settings.encryption_keys)
+    hosts = Hosts(vault)
+    groups = (
+        records,
+        OperationActivities(sessions, records, temporal),
+        ServerActivities(
+            records, LibcloudClouds(), hosts, vault, settings
+        ),
+        InstanceActivities(records, hosts, vault, settings),
+        WebhookActivities(sessions, vault, _sender(settings)),
+    )
+    return [activity for group in groups for activity in activities_of(group)]
+
+
+def activities_of(group: object) -> list[Callable[..., Any]]:
+    """The methods of a group that are declared as activities."""
+    methods = (getattr(group, name) for name in dir(group) if not name.startswith("_"))
+    return [method for method in methods if hasattr(method, "__temporal_activity_definition")]
+
+
+def _sender(settings: Settings) -> WebhookSender:
+    return WebhookSender(settings.webhook_allowed_networks, settings.webhook_timeout_seconds)
+
+
+async def _reach(settings: Settings) -> Temporal:
+    waiting = False
+    while True:
+        try:
+            return await Temporal.open(settings, lazy=False)
+        except RuntimeError:
+            if not waiting:
+                log.warning("waiting for Temporal", address=settings.temporal_address)
+            waiting = True
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+
+async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
+    """Works until `stop` is set, then lets running steps end."""
+    async with open_worker(settings):
+        log.info("worker runs", task_queue=settings.temporal_task_queue)
+        await stop.wait()

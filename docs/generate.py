@@ -1,0 +1,191 @@
+"""Writes the parts of the documentation that the code knows best, between markers in the pages.
+
+    python docs/generate.py          (`make docs`)
+
+A page asks for a part with `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from pydantic.fields import FieldInfo
+
+import deployerp.domain
+import deployerp.drivers
+from deployerp.domain.errors import DeployError
+from deployerp.domain.lifecycles import (
+    FAILED,
+    INSTANCE,
+    LIFECYCLES,
+    SERVER,
+    Lifecycle,
+    event_types,
+    failure_event,
+)
+from deployerp.domain.settings import Settings
+from deployerp.domain.steps import STEPS
+
+DOCS = Path(__file__).parent
+_PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def settings() -> str:
+    return table(
+        ("Variable", "Default", "Meaning"),
+        (
+            (f"`DEPLOYERP_{name.upper()}`", _default(field), field.description)
+            for name, field in Settings.model_fields.items()
+        ),
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return f"`{json.dumps(value)}`" if isinstance(value, list) else f"`{value}`"
+
+
+def errors() -> str:
+    return table(
+        ("Code", "Status", "Can a retry help?", "Meaning"),
+        (
+            (f"`{error.code}`", str(error.status), "yes" if error.retryable else "no", _meaning(error))
+            for error in sorted(error_classes(), key=lambda error: (error.status, error.code))
+        ),
+    )
+
+
+def error_classes() -> set[type[DeployError]]:
+    """One class per code: the whole tree, also the leaves that drivers declare."""
+    for package in (deployerp.domain, deployerp.drivers):
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    by_code: dict[str, type[DeployError]] = {}
+    for error in _tree(DeployError):
+        by_code.setdefault(error.code, error)
+    return set(by_code.values())
+
+
+def _tree(root: type[DeployError]) -> Iterable[type[DeployError]]:
+    # Parents first: a class that says nothing of its own means what the code's first owner says.
+    yield root
+    for child in root.__subclasses__():
+        if child.__module__.startswith("deployerp."):
+            yield from _tree(child)
+
+
+# Of those whose name is all that the code needs to say.
+_MEANINGS = {
+    "unauthorized": "No valid API key came with the request.",
+    "forbidden": "The key's level does not include the permission that `message` names.",
+    "not_found": "There is no such thing, or it is another organization's.",
+    "method_not_allowed": "The address does not take this method.",
+    "conflict": "It clashes with what is there already, such as a name in use.",
+    "payload_too_large": "The body is too large.",
+    "internal_error": "Something unexpected went wrong on our side; the log has it under the request's id.",
+}
+
+
+def _meaning(error: type[DeployError]) -> str:
+    if error.code in _MEANINGS or error.__doc__ is None:
+        return _MEANINGS[error.code]
+    return inspect.cleandoc(error.__doc__).partition("\n\n")[0].replace("\n", " ")
+
+
+def events() -> str:
+    told = {
+        action.event: f"`{action.name}` of the {lifecycle.resource_type} succeeded; it is {action.end}"
+        for lifecycle in LIFECYCLES.values()
+        for action in lifecycle.actions.values()
+    } | {
+        failure_event(lifecycle.resource_type, name): (
+            f"`{name}` of the {lifecycle.resource_type} failed or was cancelled"
+        )
+        for lifecycle in LIFECYCLES.values()
+        for name in lifecycle.actions
+    }
+    return table(("Type", "When"), ((f"`{event}`", told[event]) for event in event_types()))
+
+
+def steps() -> str:
+    return table(("Step", "Title"), ((f"`{name}`", title) for name, title in STEPS.items()))
+
+
+def actions() -> str:
+    return table(
+        ("Action", "From", "On the way", "In the end", "Permission", "Workflow", "Event"),
+        (
+            (
+                f"{lifecycle.resource_type} {action.name}",
+                ", ".join(action.from_states),
+                action.transitional,
+                action.end,
+                f"`{action.permission}`",
+                f"`{action.workflow}`",
+                f"`{action.event}`",
+            )
+            for lifecycle in LIFECYCLES.values()
+            for action in lifecycle.actions.values()
+        ),
+    )
+
+
+def server_states() -> str:
+    return diagram(SERVER)
+
+
+def instance_states() -> str:
+    return diagram(INSTANCE)
+
+
+def diagram(lifecycle: Lifecycle) -> str:
+    """A Mermaid state diagram; any action on its way can fail."""
+    first = lifecycle.first.from_states[0]
+    arrows = [f"[*] --> {first}"]
+    for action in lifecycle.actions.values():
+        arrows += [f"{state} --> {action.transitional}: {action.name}" for state in action.from_states]
+        arrows += [f"{action.transitional} --> {action.end}", f"{action.transitional} --> {FAILED}"]
+    arrows.append("deleted --> [*]")
+    return (
+        "```mermaid\nstateDiagram-v2\n"
+        + "".join(f"    {arrow}\n" for arrow in dict.fromkeys(arrows))
+        + "```\n"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(
+        "| " + " | ".join((cell or "").replace("|", r"\|") for cell in line) + " |\n" for line in lines
+    )
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    part.__name__: part for part in (settings, errors, events, steps, actions, server_states, instance_states)
+}
+
+
+def fill(page: str) -> str:
+    """The page with its generated parts as the code has them now. Raises KeyError for an unknown part."""
+    return _PART.sub(lambda part: f"{part[1]}\n{PARTS[part[2]]()}\n{part[3]}", page)
+
+
+def parts_of(page: str) -> list[str]:
+    return [part[2] for part in _PART.finditer(page)]
+
+
+def main() -> None:
+    for path in sorted(DOCS.glob("*.md")):
+        page = path.read_text()
+        if fill(page) != page:
+            path.write_text(fill(page))
+            sys.stdout.write(f"wrote {path.relative_to(DOCS.parent)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The script itself; what it does to a machine is asked in test_cloud_contract.py."""
+
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deployerp.drivers import user_data
+from deployerp.drivers.host import generate_key_pair
+
+OURS, THEIRS = generate_key_pair("client"), generate_key_pair("host")
+
+
+def test_it_is_a_shell_script_with_nothing_left_to_fill_in() -> None:
+    script = user_data.render(THEIRS.private, OURS.public)
+    assert "@@" not in script
+    subprocess.run(["sh", "-n"], input=script.encode(), check=True)
+    assert all(line in script for line in THEIRS.private.strip().splitlines())
+
+
+def test_the_same_keys_give_the_same_script_and_others_another() -> None:
+    script = user_data.render(THEIRS.private, OURS.public)
+    assert user_data.render(THEIRS.private, OURS.public) == script
+    other = user_data.render(generate_key_pair("host").private, OURS.public)
+    assert user_data.revision(other) != user_data.revision(script)
+
+
+def test_only_the_key_of_an_authorized_line_is_kept() -> None:
+    key = " ".join(OURS.public.split()[:2])
+    assert f"\n{key}\nKEY\n" in user_data.render(THEIRS.private, f"{key} $(reboot)")
+
+
+def test_it_fits_into_the_user_data_of_ec2() -> None:
+    assert len(user_data.render(THEIRS.private, OURS.public)) < 16_384
+
+
+@pytest.mark.parametrize(
+    ("private", "public", "options"),
+    [
+        (THEIRS.private.replace("\n-----END", "\nKEY\nreboot\n-----END"), OURS.public, {}),
+        ("reboot\n" + THEIRS.private, OURS.public, {}),
+        (THEIRS.private, "ssh-ed25519 KEY\nreboot", {}),
+        (THEIRS.private, OURS.public + "\nKEY\nreboot", {}),
+        (THEIRS.private, OURS.public, {"address_pool": "10.0.0.0/8; reboot"}),
+        (THEIRS.private, OURS.public, {"address_pool": "10.0.0.0/24", "subnet_size": 16}),
+    ],
+)
+def test_what_is_no_key_or_network_is_refused(private: str, public: str, options: dict[str, str]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 whatever the parser says
+        user_data.render(private, public, **options)
+
+
+@given(st.text())
+def test_a_comment_never_reaches_the_script(comment: str) -> None:
+    try:
+        script = user_data.render(THEIRS.private, f"{OURS.public.split(' c')[0]} {comment}")
+    except ValueError:
+        return
+    assert script == user_data.render(THEIRS.private, OURS.public)
+
+
+def test_a_script_that_was_cut_short_does_nothing() -> None:
+    script = user_data.render(THEIRS.private, OURS.public)
+    cut = script[: script.rindex("main <")]
+    ended = subprocess.run(["sh", "-s"], input=cut.encode(), check=True, capture_output=True)
+    assert ended.stdout == ended.stderr == b""
