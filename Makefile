@@ -1,18 +1,66 @@
-# Everything that is done here, by its name. `make help` lists it.
+# Everything that is done here, by its name: `make help` lists it.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
 PYTHON ?= python3
 BIN := .venv/bin
+READY := .venv/.ready
+LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
+	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help demo test check lint types imports dev bench openapi docs lock clean
+.PHONY: help demo test lint types dev bench openapi docs histories lock clean distclean
 
 help: ## List what can be done
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-# The virtual environment, made anew when what is pinned has changed.
-$(BIN)/.installed: requirements-dev.lock pyproject.toml
-	@scripts/system-packages python3-venv:ensurepip
+# The virtual environment; made up to date when what is pinned has changed.
+$(READY): requirements-dev.lock pyproject.toml
+	scripts/system-packages venv
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(READY) ## Do the whole job once, on real parts (KEEP=1 leaves it running)
+	$(BIN)/deployerp demo $(if $(KEEP),--keep)
+
+test: lint types ## Check and test everything, with real parts
+	scripts/system-packages postgres sshd busybox compose
+	$(BIN)/python -m tests.provide
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+lint: $(READY) ## Style and layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(READY) ## mypy --strict
+	$(BIN)/mypy
+
+dev: $(READY) ## Run the embedded control plane, with reload
+	$(BIN)/deployerp dev --reload
+
+bench: $(READY) ## Measure; the last line of each is one JSON object
+	$(BIN)/python bench/operations.py
+	$(BIN)/python bench/deploy.py
+
+openapi: $(READY) ## Write openapi.json
+	$(BIN)/python docs/openapi.py
+
+docs: $(READY) ## Write the pages that come from the code
+	$(BIN)/python docs/generate.py
+
+histories: $(READY) ## Record the workflow histories that the tests replay
+	$(BIN)/python -m tests.workflows.record_histories
+
+lock: $(READY) ## Pin the dependencies of pyproject.toml
+	$(LOCK) --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(LOCK) --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
+
+clean: ## Stop what was kept; remove servers, state and caches
+	scripts/clean
+
+distclean: clean ## The same, and the images and the virtual environment
+	scripts/clean --images
+	rm -rf .venv

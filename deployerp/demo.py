@@ -212,9 +212,12 @@ class _Demo:
         with (settings.home / "control-plane.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command, "dev", "--no-images", f"--home={settings.home}", *options,
-                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+                stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
+                start_new_session=True,
             )  # fmt: skip
-        if not self.keep:
+        if self.keep:
+            (settings.home / "control-plane.pid").write_text(str(process.pid))
+        else:
             self.running.push_async_callback(_end, process)
         session = await self.running.enter_async_context(aiohttp.ClientSession())
         base = f"http://127.0.0.1:{ports.api}"

@@ -73,9 +73,7 @@ def _activities(
     groups = (
         records,
         OperationActivities(sessions, records, temporal),
-        ServerActivities(
-            records, LibcloudClouds(), hosts, vault, settings
-        ),
+        ServerActivities(records, LibcloudClouds(), hosts, vault, settings),
         InstanceActivities(records, hosts, vault, settings),
         WebhookActivities(sessions, vault, _sender(settings)),
     )

@@ -197,7 +197,7 @@ async def _address(site: Site) -> str:
         if container.name == site.parts.odoo:
             if container.state in ("exited", "dead"):
                 raise CommandFailed(
-                    f"Odoo ended with exit status {container.exit_code}: look at the container's log on the server.",
+                    f"Odoo ended with exit status {container.exit_code}: its container's log tells why.",
                 )
             if address := container.networks.get(site.parts.network):
                 return address

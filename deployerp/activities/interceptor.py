@@ -1,4 +1,4 @@
-"""What every activity gets without asking: recorded steps, heartbeats, and errors that Temporal understands."""
+"""What every activity gets unasked: recorded steps, heartbeats, and errors that Temporal understands."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -90,7 +90,7 @@ async def run_sql(engine: Engine, parts: Parts, sql: str, *, database: str = odo
     await engine.execute(
         parts.postgres,
         ["psql", "--quiet", "--no-psqlrc", "--set", "ON_ERROR_STOP=1", "--dbname", database, "--file", "-"],
-        input=sql.encode() + b"\n\\q\n",
+        input=sql.encode(),
         user=SUPERUSER,
         timeout=60,
         check=True,
@@ -98,10 +98,11 @@ async def run_sql(engine: Engine, parts: Parts, sql: str, *, database: str = odo
 
 
 async def _image_ids(engine: Engine, images: Images) -> tuple[str, ...]:
-    ids = [await engine.image_id(name) for name in (images.postgres, images.odoo)]
-    if missing := [name for name, id in zip((images.postgres, images.odoo), ids, strict=True) if id is None]:
-        raise ImageUnavailable(f"The server lost the image {missing[0]}: retry the operation.")
-    return tuple(id for id in ids if id)
+    found = {name: await engine.image_id(name) for name in (images.postgres, images.odoo)}
+    for name, image_id in found.items():
+        if image_id is None:
+            raise ImageUnavailable(f"The server lost the image {name}: retry the operation.")
+    return tuple(image_id for image_id in found.values() if image_id)
 
 
 def _prepared_label(parts: Parts) -> dict[str, str]:

@@ -202,6 +202,7 @@ async def _existing(cloud: Cloud, server: Server) -> Node:
     node = await _find(cloud, server)
     if node is None:
         raise ProviderRefused(
-            f"The provider no longer has the machine of server {server.name}: delete the server and create it anew."
+            f"The provider no longer has the machine of server {server.name}:"
+            " delete the server and create it anew."
         )
     return node

@@ -86,7 +86,7 @@ async def retry(session: AsyncSession, failed: Operation, resource: Resource, ca
 
 
 async def supersede(session: AsyncSession, resource: Resource) -> Operation | None:
-    """Closes the open operation of a resource that is being forgotten by force; its workflow is to be ended."""
+    """Closes the open operation of a resource that is forgotten by force; its workflow is to be ended."""
     operation = await _open_operation(session, resource.id)
     if operation is not None:
         operation.state, operation.finished_at = "cancelled", utc_now()

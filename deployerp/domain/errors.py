@@ -152,6 +152,32 @@ class EngineError(WorldError):
     code = "engine_error"
 
 
+class EngineRefused(EngineError):
+    """The engine will give the same answer again: a bad parameter, a missing container or network."""
+
+    code = "engine_refused"
+    retryable = False
+
+
+class ProxyError(WorldError):
+    """A server's Caddy does not answer or refuses a change."""
+
+    code = "proxy_error"
+
+
+class EndpointUnreachable(WorldError):
+    """A webhook receiver does not answer."""
+
+    code = "endpoint_unreachable"
+
+
+class VaultClosed(DeployError):
+    """A sealed secret does not open with any of the configured keys."""
+
+    code = "vault_closed"
+    retryable = False
+
+
 class ImageUnavailable(WorldError):
     """No registry serves the image and the control plane's own engine does not have it."""
 

@@ -10,16 +10,9 @@ from typing import Any, NewType
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
-from deployerp.domain.errors import DeployError
+from deployerp.domain.errors import VaultClosed
 
 Sealed = NewType("Sealed", str)
-
-
-class VaultClosed(DeployError):
-    """A sealed secret does not open with any of the configured keys."""
-
-    code = "vault_closed"
-    retryable = False
 
 
 class Vault:

@@ -40,10 +40,10 @@ class Settings(BaseSettings):
     node_image: str = Field("deployerp/node:1", description="Image of the `docker` provider's servers.")
     webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
         default_factory=list,
-        description='JSON list of private networks that webhooks may reach all the same, e.g. `["10.0.0.0/8"]`.',
+        description='JSON list of private networks that webhooks may reach, e.g. `["10.0.0.0/8"]`.',
     )
     webhook_timeout_seconds: float = Field(
-        15, gt=0, description="How long a webhook receiver may take to answer."
+        15, gt=0, le=45, description="How long a webhook receiver may take to answer."
     )
     log_level: str = Field("INFO", description="Log level: DEBUG, INFO, WARNING, ERROR.")
 

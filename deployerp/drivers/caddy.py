@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import aiohttp
 
-from deployerp.domain.errors import ValidationFailed, WorldError
+from deployerp.domain.errors import ProxyError, ValidationFailed
 from deployerp.drivers.containers import ContainerSpec, PublishedPort
 from deployerp.drivers.engine import Engine
 
@@ -29,12 +29,6 @@ _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _HOST = re.compile(rf"({_LABEL}\.)*(?=[a-z]){_LABEL}")
 _UPSTREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}:[0-9]{1,5}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
-
-
-class ProxyError(WorldError):
-    """A server's Caddy does not answer or refuses a change."""
-
-    code = "proxy_error"
 
 
 @dataclass(frozen=True)

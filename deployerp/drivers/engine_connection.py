@@ -8,18 +8,11 @@ from typing import Any, Self
 import aiodocker
 import aiohttp
 
-from deployerp.domain.errors import EngineError
+from deployerp.domain.errors import EngineError, EngineRefused
 
 # An engine that says nothing for this long while it should be answering is taken for dead.
 _SILENCE_SECONDS = 120
 _REFUSALS = (400, 404)
-
-
-class EngineRefused(EngineError):
-    """The engine will give the same answer again: a bad parameter, a missing container or network."""
-
-    code = "engine_refused"
-    retryable = False
 
 
 class EngineConnection:

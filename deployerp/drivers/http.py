@@ -22,7 +22,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import AddressRefused, WorldError
+from deployerp.domain.errors import AddressRefused, EndpointUnreachable
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -58,12 +58,6 @@ _NOT_PUBLIC_IPV6 = tuple(
     IPv6Network(network) for network in ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")
 )
 _NAT64 = IPv6Network("64:ff9b::/96")
-
-
-class EndpointUnreachable(WorldError):
-    """A receiver could not be asked, or broke off before it answered."""
-
-    code = "endpoint_unreachable"
 
 
 @dataclass(frozen=True)

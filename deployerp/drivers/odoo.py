@@ -109,18 +109,22 @@ def personalise_sql(admin_password: str, url: str) -> str:
     The parameters are those that Odoo makes for a new database
     (`odoo/addons/base/models/ir_config_parameter.py`).
     """
-    return f"""
-        UPDATE ir_config_parameter SET value = gen_random_uuid()::text WHERE key = 'database.uuid';
-        UPDATE ir_config_parameter SET value = {_literal(secrets.token_hex(32))} WHERE key = 'database.secret';
-        UPDATE ir_config_parameter SET value = to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')
-            WHERE key = 'database.create_date';
-        INSERT INTO ir_config_parameter (key, value) VALUES
-            ('web.base.url', {_literal(url)}), ('web.base.url.freeze', 'True')
-            ON CONFLICT (key) DO UPDATE SET value = excluded.value;
-        UPDATE res_users SET password = {_literal(hash_password(admin_password))}
-            WHERE id = (SELECT res_id FROM ir_model_data
-                        WHERE module = 'base' AND name = 'user_admin' AND model = 'res.users');
-    """
+    parameters = {
+        "database.uuid": "gen_random_uuid()::text",
+        "database.secret": _literal(secrets.token_hex(32)),
+        "database.create_date": "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
+        "web.base.url": _literal(url),
+        "web.base.url.freeze": "'True'",
+    }
+    rows = ", ".join(f"({_literal(key)}, {value})" for key, value in parameters.items())
+    administrator = "SELECT res_id FROM ir_model_data WHERE module = 'base' AND name = 'user_admin' AND model = 'res.users'"
+    # Every value is a literal that `_literal` has quoted: psql takes no parameters.
+    return (
+        f"INSERT INTO ir_config_parameter (key, value) VALUES {rows}"  # noqa: S608
+        " ON CONFLICT (key) DO UPDATE SET value = excluded.value;\n"
+        f"UPDATE res_users SET password = {_literal(hash_password(admin_password))}"
+        f" WHERE id = ({administrator});\n"
+    )
 
 
 def hash_password(password: str) -> str:

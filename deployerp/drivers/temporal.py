@@ -45,7 +45,6 @@ RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")
 KIND = SearchAttributeKey.for_keyword("DeployerpKind")
 SEARCH_ATTRIBUTES = (ORGANIZATION, RESOURCE, KIND)
 
-SWEEP_SCHEDULE = "sweep"
 # Long enough for a busy server, short enough that a request does not hang when there is none.
 _CALL = timedelta(seconds=3)
 
@@ -204,10 +203,11 @@ class Temporal:
 
     async def ensure_sweep_schedule(self, every: timedelta) -> None:
         """Keeps one schedule that sweeps; its interval follows the settings."""
+        name = f"{self._task_queue}-sweep"
         schedule = Schedule(
             action=ScheduleActionStartWorkflow(
                 "Sweep",
-                id=SWEEP_SCHEDULE,
+                id=name,
                 task_queue=self._task_queue,
                 static_summary="Start and close what was left",
             ),
@@ -223,8 +223,8 @@ class Temporal:
             return ScheduleUpdate(schedule)
 
         try:
-            await self.client.create_schedule(SWEEP_SCHEDULE, schedule, trigger_immediately=True)
+            await self.client.create_schedule(name, schedule, trigger_immediately=True)
         except ScheduleAlreadyRunningError:
-            handle = self.client.get_schedule_handle(SWEEP_SCHEDULE)
+            handle = self.client.get_schedule_handle(name)
             await handle.update(replace)
             await handle.trigger()

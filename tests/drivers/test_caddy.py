@@ -17,8 +17,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from deployerp.domain.errors import ValidationFailed
-from deployerp.drivers.caddy import Caddy, ProxyError, Route, container_spec, ensure_caddy
+from deployerp.domain.errors import ProxyError, ValidationFailed
+from deployerp.drivers.caddy import Caddy, Route, container_spec, ensure_caddy
 from deployerp.drivers.containers import ContainerSpec, PublishedPort
 from deployerp.drivers.engine import Engine
 from deployerp.drivers.host import connect

@@ -20,10 +20,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from deployerp.domain.errors import CommandFailed, EngineError, ImageUnavailable
+from deployerp.domain.errors import CommandFailed, EngineError, EngineRefused, ImageUnavailable
 from deployerp.drivers.containers import ContainerSpec, PublishedPort
 from deployerp.drivers.engine import Engine
-from deployerp.drivers.engine_connection import EngineRefused
 from deployerp.drivers.host import connect
 
 SECRET = "correct-horse-battery-staple"

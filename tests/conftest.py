@@ -1,0 +1,191 @@
+"""Real parts, started once and shared: PostgreSQL, Temporal, and a control plane over them."""
+
+import asyncio
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+from alembic import command
+from sqlalchemy import text
+
+from deployerp import embedded
+from deployerp.api.app import create_app
+from deployerp.domain.api_keys import new_api_key
+from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.organizations import Organization
+from deployerp.domain.permissions import Level
+from deployerp.domain.secrets import new_encryption_key
+from deployerp.domain.settings import Settings
+from deployerp.migrations import configuration
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`127.0.0.1:port` of a PostgreSQL cluster of this run's own; the superuser is `postgres`."""
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    # It refuses to run as root, and its own user must be able to walk to its data.
+    home = Path("/tmp") / f"deployerp-postgres-{uuid.uuid4().hex}"
+    home.mkdir(mode=0o755)
+    as_user = []
+    if os.geteuid() == 0:
+        shutil.chown(home, user="postgres")
+        as_user = ["setpriv", f"--reuid={pwd.getpwnam('postgres').pw_uid}", "--clear-groups"]
+    data, port = home / "data", free_port()
+    initdb = [str(programs / "initdb"), "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync"]
+    subprocess.run([*as_user, *initdb, str(data)], check=True, capture_output=True)
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off"
+    control = [*as_user, str(programs / "pg_ctl"), "--pgdata", str(data), "--wait"]
+    subprocess.run(
+        [*control, "--log", str(home / "log"), "-o", options, "start"], check=True, stdout=subprocess.DEVNULL
+    )
+    yield f"127.0.0.1:{port}"
+    subprocess.run([*control, "--mode=immediate", "stop"], check=True, capture_output=True)
+    shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with all migrations run, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "migrated.db"
+    command.upgrade(configuration(f"sqlite+aiosqlite:///{path}"), "head")
+    return path
+
+
+@pytest.fixture(scope="session")
+def migrated_postgres(postgres_server: str) -> str:
+    """The name of a database with all migrations run, to be copied."""
+    asyncio.run(run_on_postgres(postgres_server, "CREATE DATABASE migrated"))
+    command.upgrade(configuration(f"postgresql+asyncpg://postgres@{postgres_server}/migrated"), "head")
+    return "migrated"
+
+
+async def run_on_postgres(server: str, statement: str) -> None:
+    engine = open_database(f"postgresql+asyncpg://postgres@{server}/postgres")
+    async with engine.connect() as connection:
+        autocommit = await connection.execution_options(isolation_level="AUTOCOMMIT")
+        await autocommit.execute(text(statement))
+    await engine.dispose()
+
+
+@pytest.fixture
+def sqlite_url(migrated_sqlite: Path, tmp_path: Path) -> str:
+    copied = shutil.copy(migrated_sqlite, tmp_path / "deployerp.db")
+    return f"sqlite+aiosqlite:///{copied}"
+
+
+@pytest.fixture
+async def postgres_url(postgres_server: str, migrated_postgres: str) -> AsyncIterator[str]:
+    name = f"test_{uuid.uuid4().hex}"
+    await run_on_postgres(postgres_server, f"CREATE DATABASE {name} TEMPLATE {migrated_postgres}")
+    yield f"postgresql+asyncpg://postgres@{postgres_server}/{name}"
+    await run_on_postgres(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """A migrated, empty database: every test that asks for it runs on both kinds."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url
+
+
+@pytest.fixture(scope="session")
+async def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A real Temporal development server with our search attributes."""
+    ports = embedded.Ports.free()
+    settings = embedded.embedded_settings(tmp_path_factory.mktemp("temporal"), ports)
+    async with embedded.services(settings, ports):
+        yield settings.temporal_address
+
+
+@pytest.fixture
+def settings(database_url: str, temporal_address: str, tmp_path: Path) -> Settings:
+    return settings_for(database_url, temporal_address, tmp_path)
+
+
+def settings_for(database_url: str, temporal_address: str, home: Path) -> Settings:
+    """Settings of a control plane that shares Temporal with others and nothing else."""
+    return Settings.model_validate(
+        {
+            "home": home,
+            "database_url": database_url,
+            "temporal_address": temporal_address,
+            "temporal_task_queue": f"test-{uuid.uuid4().hex}",
+            "encryption_keys": [new_encryption_key()],
+            "sweep_seconds": 1,
+            "webhook_allowed_networks": ["127.0.0.0/8"],
+        }
+    )
+
+
+@dataclass
+class Client:
+    """The API as one organization's key sees it."""
+
+    http: httpx.AsyncClient
+    organization_id: uuid.UUID
+    token: str
+
+    async def call(self, method: str, path: str, json: object = None, status: int | None = None) -> dict:
+        """The parsed body; `status` is what the answer must have, by default any 2xx."""
+        headers = {"Authorization": f"Bearer {self.token}"}
+        answer = await self.http.request(method, path, json=json, headers=headers)
+        expected = answer.is_success if status is None else answer.status_code == status
+        assert expected, f"{method} {path} answers {answer.status_code}: {answer.text}"
+        return answer.json() if answer.content else {}
+
+    async def data(self, method: str, path: str, json: object = None, status: int | None = None) -> dict:
+        return (await self.call(method, path, json, status))["data"]
+
+
+@asynccontextmanager
+async def open_api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """The API in this process, with its lifespan run."""
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            yield http
+
+
+async def new_client(
+    http: httpx.AsyncClient, settings: Settings, level: Level = "admin", slug: str | None = None
+) -> Client:
+    """A key of a new organization."""
+    database = open_database(settings.database_url)
+    slug = slug or f"org-{uuid.uuid4().hex[:12]}"
+    async with session_factory(database)() as session, session.begin():
+        organization = Organization(name=slug, slug=slug)
+        session.add(organization)
+        await session.flush()
+        key, token = new_api_key(organization.id, "test", level)
+        session.add(key)
+    await database.dispose()
+    return Client(http, organization.id, token)
+
+
+@pytest.fixture
+async def http(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_api(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def client(http: httpx.AsyncClient, settings: Settings) -> Client:
+    """An admin of an organization of its own."""
+    return await new_client(http, settings)
