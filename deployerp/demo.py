@@ -23,6 +23,7 @@ from deployerp import embedded
 from deployerp.domain.errors import DeployError, NotHealthy, Unavailable
 from deployerp.domain.settings import Settings
 from deployerp.drivers.engine import Engine
+from deployerp.drivers.odoo import DATABASE
 
 _START_SECONDS = 60
 _WEBHOOK_SECONDS = 60
@@ -170,6 +171,7 @@ class _Demo:
     progress: Progress
     result: Result
     running: AsyncExitStack
+    server_id: str | None = None
 
     async def run(self) -> None:
         home = self.home / f"demo-{os.getpid()}"
@@ -180,6 +182,8 @@ class _Demo:
             # Locks and scratch of images are shared with every other control plane of this checkout.
             await embedded.provide_images(settings.model_copy(update={"home": self.home.resolve()}), tell)
         receiver = await self._receive()
+        if not self.keep:
+            self.running.push_async_callback(self._remove_server)
         async with self.progress.step("control plane") as tell:
             api, key = await self._start(settings, ports, tell)
         await self._use(api, receiver)
@@ -247,10 +251,15 @@ class _Demo:
             },
         )  # fmt: skip
         server_path, path = f"/v1/servers/{server['id']}", f"/v1/instances/{instance['id']}"
-        await self._open_login_page(api, path)
+        url = (await api.call("GET", path))["url"]
+        self.result.instance_url = url
+        await self._look(f"{url}/web/login", "open login page")
+        await self._sign_in(api, path, url)
         for action in ("stop", "start", "restart"):
             await self._begin(api, f"{action} instance", f"{path}/actions", {"action": action})
-        await self._open_login_page(api, path, "open login page again")
+            if action == "stop":
+                await self._look(f"{url}/web/login", "see that it is closed", open=False)
+        await self._look(f"{url}/web/login", "open login page again")
         if not self.keep:
             await self._delete(api, "delete instance", path)
             await self._delete(api, "delete server", server_path)
@@ -264,6 +273,8 @@ class _Demo:
     async def _begin(self, api: Api, name: str, path: str, body: object) -> dict[str, Any]:
         async with self.progress.step(name) as tell:
             begun: dict[str, Any] = await api.call("POST", path, body)
+            if path == "/v1/servers":
+                self.server_id = begun["id"]
             await api.follow(begun["operation"]["id"], tell)
         return begun
 
@@ -272,18 +283,29 @@ class _Demo:
             begun = await api.call("DELETE", path)
             await api.follow(begun["operation"]["id"], tell)
 
-    async def _open_login_page(self, api: Api, path: str, name: str = "open login page") -> None:
-        async with self.progress.step(name) as tell:
-            instance = await api.call("GET", path)
-            url = self.result.instance_url = instance["url"]
-            # Not every resolver knows that names under localhost are this machine.
-            connector = aiohttp.TCPConnector(resolver=_Loopback())
-            async with aiohttp.ClientSession(connector=connector) as browser:
-                async with browser.get(f"{url}/web/login", allow_redirects=False) as response:
-                    page = await response.text()
-                if response.status != 200 or 'name="login"' not in page:
-                    raise NotHealthy(f"{url}/web/login answers {response.status} without a login form.")
-                tell(f"{url}/web/login shows Odoo's login form")
+    async def _look(self, page: str, name: str, *, open: bool = True) -> None:
+        """Asks for the login page as a browser does. Raises `NotHealthy` when it is not as it should be."""
+        async with self.progress.step(name) as tell, _browser() as browser:
+            async with browser.get(page, allow_redirects=False) as response:
+                text = await response.text()
+            shown = response.status == 200 and 'name="login"' in text
+            if shown is not open:
+                raise NotHealthy(
+                    f"{page} answers {response.status}, {'with' if shown else 'without'} a login form."
+                )
+            tell(f"{page} shows Odoo's login form" if open else f"{page} answers {response.status}")
+
+    async def _sign_in(self, api: Api, path: str, url: str) -> None:
+        async with self.progress.step("sign in") as tell, _browser() as browser:
+            admin = await api.call("POST", f"{path}/admin-password")
+            call = {"params": {"db": DATABASE} | admin}
+            async with browser.post(f"{url}/web/session/authenticate", json=call) as response:
+                answer = await response.json()
+            if not answer.get("result", {}).get("uid"):
+                raise NotHealthy(
+                    "Odoo does not let its administrator in with the password that was generated."
+                )
+            tell(f"as {admin['login']}, with the password that the API shows once")
 
     async def _show_that_nothing_is_left(self, api: Api, server_id: str) -> None:
         async with self.progress.step("nothing is left") as tell:
@@ -293,6 +315,12 @@ class _Demo:
             if left:
                 raise NotHealthy(f"Left over: {', '.join(left)}.")
             tell("no container, no volume, no record")
+
+    async def _remove_server(self) -> None:
+        """After a demo that broke off: its server would stay for good."""
+        if self.server_id:
+            async with Engine.local() as engine:
+                await engine.remove_labelled(_tags(self.server_id))
 
     def _tell_where(self, ports: embedded.Ports, key: str) -> None:
         self.progress.say(f"Instance       {self.result.instance_url}")
@@ -306,6 +334,13 @@ def _expected_events(keep: bool) -> tuple[str, ...]:
     return tuple(each for each in _EXPECTED_EVENTS if not (keep and each.endswith("deleted")))
 
 
+@asynccontextmanager
+async def _browser() -> AsyncIterator[aiohttp.ClientSession]:
+    # Not every resolver knows that names under localhost are this machine.
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(resolver=_Loopback())) as session:
+        yield session
+
+
 class _Loopback(aiohttp.abc.AbstractResolver):
     async def resolve(self, host: str, port: int = 0, family: Any = 0) -> list[Any]:
         address = {"hostname": host, "host": "127.0.0.1", "port": port, "family": 2, "proto": 0, "flags": 0}
@@ -317,10 +352,13 @@ class _Loopback(aiohttp.abc.AbstractResolver):
 
 async def _on_this_machine(server_id: str) -> list[str]:
     """Containers and volumes of a server, also those of which the control plane knows nothing."""
-    tags = {"deployerp.server": server_id}
     async with Engine.local() as engine:
-        containers = [container.name for container in await engine.find_containers(tags)]
-        return containers + await engine.find_volumes(tags)
+        containers = [container.name for container in await engine.find_containers(_tags(server_id))]
+        return containers + await engine.find_volumes(_tags(server_id))
+
+
+def _tags(server_id: str) -> dict[str, str]:
+    return {"deployerp.server": server_id}
 
 
 async def _until_ready(

@@ -24,9 +24,14 @@ Owned = TypeVar("Owned")
 RESOURCE_TYPES: dict[type[Server] | type[Instance], ResourceType] = {Server: "server", Instance: "instance"}
 
 
-async def owned(session: AsyncSession, model: type[Owned], id: UUID, caller: Caller) -> Owned:
-    """The caller's own object; another organization's does not exist for it. Raises `NotFound`."""
-    found = await session.get(model, id)
+async def owned(
+    session: AsyncSession, model: type[Owned], id: UUID, caller: Caller, *, lock: bool = False
+) -> Owned:
+    """The caller's own object; another organization's does not exist for it. Raises `NotFound`.
+
+    With `lock` nobody else changes it before the transaction ends.
+    """
+    found = await session.get(model, id, with_for_update=lock)
     if (
         found is None
         or found.organization_id != caller.organization_id  # type: ignore[attr-defined]
@@ -129,6 +134,8 @@ async def _move(
         .values(status=to, status_message=None)
     )
     if cast("CursorResult[Any]", moved).rowcount != 1:
+        # Of two requests at once the second sees here what the first has begun.
+        await _refuse_second(session, resource)
         await session.refresh(resource)
         raise InvalidState(
             f"`{action}` needs the status {' or '.join(from_states)}, and it is {resource.status}.",

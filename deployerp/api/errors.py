@@ -25,6 +25,8 @@ from deployerp.domain.errors import (
 log = structlog.get_logger()
 
 _BY_STATUS: dict[int, tuple[type[RequestError], str]] = {
+    # A body that breaks its reader before any rule is asked: no UTF-8, nested without end.
+    400: (ValidationFailed, "The body cannot be read: send JSON in UTF-8."),
     404: (NotFound, "There is nothing at this address: the paths are in /openapi.json."),
     405: (MethodNotAllowed, "This address does not take this method."),
     413: (PayloadTooLarge, "The body is too large."),
@@ -40,11 +42,17 @@ def install(app: FastAPI) -> None:
 
 def documented(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can answer with these errors besides those that every route has."""
-    every: tuple[type[DeployError], ...] = (Unauthorized, Forbidden, ValidationFailed, *errors)
-    return {error.status: {"model": ErrorEnvelope, "description": error.code} for error in every}
+    every: tuple[type[DeployError], ...] = (Unauthorized, Forbidden, ValidationFailed, *errors, DeployError)
+    answers: dict[int | str, dict[str, Any]] = {}
+    for error in every:
+        # One status can stand for several codes, and all of them are to be told.
+        known = answers.setdefault(error.status, {"model": ErrorEnvelope, "description": ""})
+        known["description"] = ", ".join(filter(None, (known["description"], f"`{error.code}`")))
+    return answers
 
 
 def invalid_field(field: str, rule: str) -> ValidationFailed:
+    field = _shown(field)
     return ValidationFailed(f"{field}: {rule}", details={"fields": [{"field": field, "message": rule}]})
 
 
@@ -62,8 +70,11 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
 
 async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101
-    kind, message = _BY_STATUS.get(error.status_code, (RequestError, str(error.detail)))
-    return _answer(request, kind(message), status=error.status_code, headers=dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code not in _BY_STATUS:
+        return _answer(request, RequestError(str(error.detail)), status=error.status_code, headers=headers)
+    kind, message = _BY_STATUS[error.status_code]
+    return _answer(request, kind(message), headers=headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
@@ -94,7 +105,12 @@ def _field(location: Sequence[int | str]) -> str:
     parts = [str(part) for part in location[1:] if part != "[key]"]
     if location[0] == "body" and parts and parts[0].isdigit():
         parts = []
-    return ".".join(parts) or str(location[0])
+    return _shown(".".join(parts) or str(location[0]))
+
+
+def _shown(field: str) -> str:
+    """A field's name came with the request: half a surrogate pair or a megabyte of it cannot be sent back."""
+    return field[:200].encode(errors="replace").decode()
 
 
 def _rule(error: Any) -> str:

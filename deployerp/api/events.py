@@ -33,7 +33,7 @@ async def list_events(
     session: SessionDep,
     caller: Annotated[Caller, require("read:events")],
     after: Annotated[
-        int, Query(ge=0, le=2**53, description="The sequence of the last event that is known.")
+        int, Query(ge=0, le=2**31 - 1, description="The sequence of the last event that is known.")
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Envelope[list[EventRead]]:

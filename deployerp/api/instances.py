@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from sqlalchemy import select
 from sqlmodel import col
 
@@ -33,6 +33,20 @@ class EnvVarGiven(Body):
     secret: bool = Field(False, description="Never shown again.")
 
 
+def _with_value(given: object) -> object:
+    """A plain value is short for an object with nothing but it."""
+    if isinstance(given, str):
+        return {"value": given}
+    if not isinstance(given, dict):
+        raise ValueError("must be text, or an object with `value` and `secret`")
+    return given
+
+
+EnvVarField = Annotated[
+    EnvVarGiven, BeforeValidator(_with_value, json_schema_input_type=EnvValue | EnvVarGiven)
+]
+
+
 class InstanceCreate(Body):
     name: Name
     slug: Slug = Field(description="A DNS label: the first part of the host name.", examples=["acme"])
@@ -40,7 +54,7 @@ class InstanceCreate(Body):
     odoo_version: str = Field(examples=["19.0"])
     odoo_edition: str = Field("community", examples=["community"])
     environment_type: EnvironmentType = "production"
-    env_vars: dict[EnvName, EnvValue | EnvVarGiven] = Field(default_factory=dict, max_length=100)
+    env_vars: dict[EnvName, EnvVarField] = Field(default_factory=dict, max_length=100)
 
 
 class InstanceUpdate(Body):
@@ -88,7 +102,8 @@ async def create_instance(
     """Deploys an Odoo with a database of its own on a server."""
     _check(body, shared.settings)
     async with shared.sessions() as session, session.begin():
-        server = await changes.owned(session, Server, body.server_id, caller)
+        # Locked, so that it is not deleted in the meantime.
+        server = await changes.owned(session, Server, body.server_id, caller, lock=True)
         _need_running(server)
         instance = _new_instance(body, caller, shared)
         taken = Conflict(
@@ -139,8 +154,7 @@ async def reveal_admin_password(
 ) -> Envelope[AdminPassword]:
     """The generated password of Odoo's administrator: once, then it is forgotten."""
     async with shared.sessions() as session, session.begin():
-        await changes.owned(session, Instance, id, caller)
-        instance = await session.get_one(Instance, id, with_for_update=True, populate_existing=True)
+        instance = await changes.owned(session, Instance, id, caller, lock=True)
         if instance.deployed_at is None:
             raise Conflict("The instance is not deployed yet: wait for its operation.")
         if instance.sealed_admin_password is None:
@@ -213,10 +227,7 @@ def _need_running(server: Server) -> None:
 
 def _new_instance(body: InstanceCreate, caller: Caller, shared: Context) -> Instance:
     seal = shared.vault.seal
-    variables = {
-        name: EnvVar(given) if isinstance(given, str) else EnvVar(given.value, given.secret)
-        for name, given in body.env_vars.items()
-    }
+    variables = {name: EnvVar(given.value, given.secret) for name, given in body.env_vars.items()}
     return Instance(
         organization_id=caller.organization_id,
         hostname=f"{body.slug}.{shared.settings.instance_domain}",

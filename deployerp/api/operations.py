@@ -160,8 +160,7 @@ async def cancel_operation(
 ) -> Envelope[OperationSummary]:
     """Asks the operation to stop and to undo what it has made."""
     async with shared.sessions() as session, session.begin():
-        await changes.owned(session, Operation, id, caller)
-        operation = await session.get_one(Operation, id, with_for_update=True, populate_existing=True)
+        operation = await changes.owned(session, Operation, id, caller, lock=True)
         if operation.state not in OPEN_OPERATION_STATES:
             raise InvalidState(
                 f"The operation has {operation.state} already.", details={"state": operation.state}

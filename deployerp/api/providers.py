@@ -87,7 +87,7 @@ async def delete_provider(
 ) -> None:
     """Forgets a provider that has no servers any more."""
     async with shared.sessions() as session, session.begin():
-        provider = await changes.owned(session, Provider, id, caller)
+        provider = await changes.owned(session, Provider, id, caller, lock=True)
         servers = await session.scalar(
             select(func.count()).where(col(Server.provider_id) == id, col(Server.status) != DELETED)
         )

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployerp.api.schemas import Meta
 
-_SANE = re.compile(r"^[A-Za-z0-9._-]{8,128}$")
+_SANE = re.compile(r"[A-Za-z0-9._-]{8,128}")
 log = structlog.get_logger()
 
 
@@ -26,7 +26,7 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if _SANE.match(given) else uuid4().hex
+        request_id = given if _SANE.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         status, started = 0, time.perf_counter()
 

@@ -72,7 +72,8 @@ async def create_server(
 ) -> Envelope[ServerAccepted]:
     """Provisions a machine and makes it ready for instances."""
     async with shared.sessions() as session, session.begin():
-        await changes.owned(session, Provider, body.provider_id, caller)
+        # Locked, so that it is not deleted in the meantime.
+        await changes.owned(session, Provider, body.provider_id, caller, lock=True)
         server = Server(organization_id=caller.organization_id, **body.model_dump())
         taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
         operation = await changes.create(session, server, caller, taken)
@@ -132,7 +133,7 @@ async def delete_server(
 ) -> Envelope[ServerAccepted]:
     """Destroys the machine; with `force`, also with its instances, and forgets what cannot be reached."""
     async with shared.sessions() as session, session.begin():
-        server = await changes.owned(session, Server, id, caller)
+        server = await changes.owned(session, Server, id, caller, lock=True)
         superseded = await changes.supersede(session, server) if force else None
         if not force:
             instances = await session.scalar(

@@ -17,20 +17,13 @@ from deployerp.api.pages import PageDep, page_of
 from deployerp.api.requests import meta_of
 from deployerp.api.schemas import Body, Envelope, ListEnvelope, View
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import NotFound, ValidationFailed
+from deployerp.domain.errors import NotFound
 from deployerp.domain.lifecycles import event_types
+from deployerp.domain.names import Description
 from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
 from deployerp.drivers.http import check_url
 
 router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"])
-
-
-def _checked_url(url: str) -> str:
-    try:
-        check_url(url)
-    except ValidationFailed as error:
-        raise ValueError(error.message) from None
-    return url
 
 
 def _known_pattern(pattern: str) -> str:
@@ -39,18 +32,21 @@ def _known_pattern(pattern: str) -> str:
     return pattern
 
 
+Pattern = Annotated[str, Field(max_length=100, pattern=r"^[a-z_.*]+$"), AfterValidator(_known_pattern)]
+
+
 class WebhookEndpointCreate(Body):
-    url: Annotated[str, Field(max_length=2000), AfterValidator(_checked_url)] = Field(
+    url: Annotated[str, Field(max_length=2000), AfterValidator(check_url)] = Field(
         examples=["https://example.com/hooks"]
     )
-    types: list[Annotated[str, Field(max_length=100), AfterValidator(_known_pattern)]] = Field(
+    types: list[Pattern] = Field(
         ["*"],
         min_length=1,
         max_length=50,
         description="Event types; `*` stands for any part.",
         examples=[["instance.*"]],
     )
-    description: str | None = Field(None, max_length=500)
+    description: Description | None = None
 
 
 class WebhookEndpointRead(View):

@@ -11,7 +11,7 @@ from deployerp.domain.base import Record, one_of, time_field
 from deployerp.domain.permissions import LEVELS
 from deployerp.domain.secrets import digest
 
-_TOKEN = re.compile(r"^erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})$")
+_TOKEN = re.compile(r"erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SECRET_ALPHABET = _ALPHABET + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -52,5 +52,5 @@ def new_api_key(
 
 def key_id_of(token: str) -> str | None:
     """The public part of a token, or None when it is no token of ours."""
-    match = _TOKEN.match(token)
+    match = _TOKEN.fullmatch(token)
     return match.group(1) if match else None

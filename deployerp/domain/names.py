@@ -5,11 +5,17 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
+# Controls, line separators, and what turns the direction of writing: they make a name look like another.
+_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+
 Name = Annotated[
     str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$"),
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=f"^[^{_UNSEEN}]+$"),
 ]
 """A name for people: 1 to 100 printable characters."""
+
+Description = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+"""Text for people: at most 500 characters, new lines among them."""
 
 Slug = Annotated[
     str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
@@ -21,17 +27,19 @@ Token = Annotated[
 ]
 """An identifier of a provider's: a size, a location, an image."""
 
-ENV_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")
+ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
 # Variables that the image's own start-up, the loader or our configuration depend on.
 RESERVED_ENV = re.compile(
-    r"^(PG[A-Z]+|HOST|PORT|USER|PASSWORD|ODOO_RC|PATH|HOME|PYTHON[A-Z]*|LD_[A-Z_]+|DEPLOYERP_.*)$"
+    r"PG[A-Z]+|HOST|PORT|USER|PASSWORD|ODOO_RC|PATH|HOME|PYTHON[A-Z]*|LD_[A-Z_]+|DEPLOYERP_.*"
 )
 
 
 def check_env_name(name: str) -> str:
-    if not ENV_NAME.match(name):
-        raise ValueError("must be letters, digits and underscores and must not start with a digit")
-    if RESERVED_ENV.match(name):
+    if not ENV_NAME.fullmatch(name):
+        raise ValueError(
+            "must be at most 128 letters, digits and underscores and must not start with a digit"
+        )
+    if RESERVED_ENV.fullmatch(name):
         raise ValueError(f"{name} is reserved: deployERP or the image sets it")
     return name
 
