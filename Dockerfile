@@ -7,11 +7,11 @@ WORKDIR /build
 RUN python -m venv /opt/deployerp
 ENV PATH=/opt/deployerp/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # Before the code: a change to it does not install everything again.
-COPY requirements.lock ./
-RUN pip install --require-hashes --requirement requirements.lock
+COPY requirements.lock requirements-build.lock ./
+RUN pip install --require-hashes --requirement requirements.lock --requirement requirements-build.lock
 COPY pyproject.toml README.md LICENSE ./
 COPY deployerp deployerp
-RUN pip install --no-deps .
+RUN pip install --no-deps --no-build-isolation .
 
 FROM ${PYTHON}
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/deployerp deployerp

@@ -54,8 +54,9 @@ docs: $(READY) ## Write the pages that come from the code
 histories: $(READY) ## Record the workflow histories that the tests replay
 	$(BIN)/python -m tests.workflows.record_histories
 
-lock: $(READY) ## Pin the dependencies of pyproject.toml
-	$(LOCK) --extra dev --output-file requirements-dev.lock pyproject.toml
+lock: ## Pin the dependencies of pyproject.toml
+	$(LOCK) --extra dev --extra embedded --output-file requirements-dev.lock pyproject.toml
+	$(LOCK) --build-deps-for wheel --only-build-deps --output-file requirements-build.lock pyproject.toml
 	$(LOCK) --constraint requirements-dev.lock --output-file requirements.lock pyproject.toml
 
 clean: ## Stop what was kept; remove servers, state and caches

@@ -310,7 +310,8 @@ class LibcloudCloud:
 
     def _classified(self, error: Exception) -> ProviderError:
         code = _code(error)
-        said = self._without_secrets(getattr(error, "message", "") or "")
+        # Its own exceptions keep what was said under two names.
+        said = self._without_secrets(getattr(error, "message", "") or getattr(error, "value", "") or "")
         sentence = f"The provider of kind {self._kind} answered {code or type(error).__name__}"
         sentence += f": {said}" if said else "."
         match error:
