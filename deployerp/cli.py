@@ -1,6 +1,7 @@
 """The `deployerp` command."""
 
 import asyncio
+import os
 import signal
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ import uvicorn
 from alembic import command as alembic
 from sqlalchemy import select
 from sqlmodel import col
+from watchfiles import arun_process
 
 from deployerp import demo as demonstration
 from deployerp import embedded
@@ -132,10 +134,6 @@ async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: 
 
 async def _reloading(settings: Settings) -> None:
     """Runs the API and the worker in a process that is started anew when the code changes."""
-    import os
-
-    from watchfiles import arun_process
-
     os.environ.update(embedded.environment_of(settings))
     await arun_process(
         Path(__file__).parent,

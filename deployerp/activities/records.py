@@ -35,16 +35,19 @@ class Records:
 
     @activity.defn
     async def claim_operation(self, order: OperationOrder) -> bool:
-        """Takes a pending operation to running; False when it was cancelled or closed before it began.
+        """Takes a pending operation to running; False when it was cancelled or closed before it began,
+        or when its resource is gone with its server.
 
         An operation that already runs is this workflow's own from an earlier attempt. Raises `NotFound`.
         """
         async with self._sessions() as session, session.begin():
             operation = await _locked_operation(session, order)
             if operation.state == "pending":
+                resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
+                if resource.deleted_at is not None:
+                    return False
                 operation.state = "running"
                 operation.started_at = utc_now()
-                resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
                 resource.status = action_of(order.resource_type, order.action).transitional
                 resource.status_message = None
             return operation.state == "running"
@@ -119,6 +122,9 @@ async def _settle(session: AsyncSession, end: OperationEnd) -> list[WebhookDeliv
     order = end.order
     action = action_of(order.resource_type, order.action)
     resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
+    if resource.deleted_at is not None:
+        # Its server was deleted under it: that event has been told, and nothing brings it back.
+        return []
     if end.outcome != "succeeded":
         resource.status = FAILED
         resource.status_message = end.message

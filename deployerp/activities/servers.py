@@ -12,11 +12,12 @@ from deployerp.activities.records import Records
 from deployerp.activities.waiting import until_it_answers
 from deployerp.domain.errors import HostUnreachable, ProviderRefused
 from deployerp.domain.messages import OperationOrder
+from deployerp.domain.providers import Provider
 from deployerp.domain.secrets import Vault
 from deployerp.domain.servers import Server
 from deployerp.domain.settings import Settings
 from deployerp.drivers import caddy, user_data
-from deployerp.drivers.cloud import Cloud, Clouds, Node, NodeSpec
+from deployerp.drivers.cloud import Cloud, Clouds, Node, NodeSpec, honours_client_token, uses_cloud_init
 from deployerp.drivers.host import generate_key_pair, public_key_of
 
 SERVER_TAG = "deployerp.server"
@@ -57,14 +58,15 @@ class ServerActivities:
     async def create_node(self, order: OperationOrder) -> None:
         """Finds the server's node by its tag or creates it. Raises the errors of `Cloud`."""
         server = await self._records.server(order.resource_id)
+        provider = await self._records.provider(server.provider_id)
         async with self._cloud(server) as cloud:
             node = await _find(cloud, server)
-            if node is None and activity.info().attempt > 1:
+            if node is None and activity.info().attempt > 1 and not honours_client_token(provider.kind):
                 # The answer to the last try may be what was lost, not its node.
                 await asyncio.sleep(_LOOK_AGAIN_SECONDS)
                 node = await _find(cloud, server)
             if node is None:
-                node = await cloud.create_node(self._spec(server))
+                node = await cloud.create_node(self._spec(server, provider, order))
         await self._records.note(server, node_id=node.id)
         tell(f"Machine {node.id}")
 
@@ -169,15 +171,17 @@ class ServerActivities:
         provider = await self._records.provider(server.provider_id)
         yield self._clouds.open(provider.kind, self._vault.open_mapping(provider.sealed_credentials))
 
-    def _spec(self, server: Server) -> NodeSpec:
+    def _spec(self, server: Server, provider: Provider, order: OperationOrder) -> NodeSpec:
+        script = self._user_data(server)
         return NodeSpec(
             name=f"deployerp-{server.id}",
             size=server.size,
             location=server.location,
             image=server.image,
-            user_data=self._user_data(server),
+            user_data=user_data.cloud_config(script) if uses_cloud_init(provider.kind) else script,
             tags=_tags(server) | {"deployerp.organization": str(server.organization_id)},
-            client_token=str(server.id),
+            # Not the server's id: a cloud would answer a retry with the node that the first try undid.
+            client_token=order.operation_id,
         )
 
     def _user_data(self, server: Server) -> str:

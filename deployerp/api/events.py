@@ -11,8 +11,9 @@ from sqlmodel import col
 from deployerp.api.deps import Caller, SessionDep, require
 from deployerp.api.errors import documented
 from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Envelope, View
+from deployerp.api.schemas import Envelope, View, enum_of
 from deployerp.domain.events import Event
+from deployerp.domain.lifecycles import ResourceType, event_types
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 
@@ -20,8 +21,8 @@ router = APIRouter(prefix="/v1/events", tags=["events"])
 class EventRead(View):
     id: UUID
     sequence: int
-    type: str
-    resource_type: str
+    type: Annotated[str, enum_of(event_types())]
+    resource_type: ResourceType
     resource_id: UUID
     data: dict[str, Any]
     created_at: datetime

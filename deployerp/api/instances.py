@@ -15,10 +15,10 @@ from deployerp.api.errors import documented, invalid_field
 from deployerp.api.operations import OperationSummary, accepted
 from deployerp.api.pages import PageDep, page_of
 from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View
+from deployerp.api.schemas import Body, Envelope, ListEnvelope, View, enum_of
 from deployerp.domain.errors import Conflict, InvalidState, NotFound, OperationInProgress
 from deployerp.domain.instances import ADMIN_LOGIN, EnvironmentType, EnvVar, Instance, seal_env_vars
-from deployerp.domain.lifecycles import DELETED
+from deployerp.domain.lifecycles import DELETED, INSTANCE
 from deployerp.domain.names import EnvName, EnvValue, Name, Slug
 from deployerp.domain.operations import Operation
 from deployerp.domain.secrets import new_password
@@ -75,7 +75,7 @@ class InstanceRead(View):
     environment_type: EnvironmentType
     hostname: str
     url: str | None
-    status: str
+    status: Annotated[str, enum_of(INSTANCE.states)]
     status_message: str | None
     deployed_at: datetime | None
     created_at: datetime

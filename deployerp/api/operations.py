@@ -19,10 +19,16 @@ from deployerp.api.deps import Caller, Context, ContextDep, SessionDep, require
 from deployerp.api.errors import documented
 from deployerp.api.pages import PageDep, page_of
 from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Envelope, ListEnvelope, View
+from deployerp.api.schemas import Envelope, ListEnvelope, View, enum_of
 from deployerp.domain.errors import InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import OPEN_OPERATION_STATES, RETRYABLE_OPERATION_STATES, ResourceType
+from deployerp.domain.lifecycles import (
+    OPEN_OPERATION_STATES,
+    OPERATION_STATES,
+    RETRYABLE_OPERATION_STATES,
+    STEP_STATES,
+    ResourceType,
+)
 from deployerp.domain.operations import Operation, OperationStep
 from deployerp.domain.servers import Server
 from deployerp.domain.steps import STEPS
@@ -36,7 +42,7 @@ _SILENCE_SECONDS = 15
 class StepRead(View):
     name: str
     title: str
-    state: str
+    state: Annotated[str, enum_of(STEP_STATES)]
     detail: str | None
     attempt: int
     started_at: datetime
@@ -48,7 +54,7 @@ class OperationSummary(View):
     resource_type: ResourceType
     resource_id: UUID
     action: str
-    state: str
+    state: Annotated[str, enum_of(OPERATION_STATES)]
     error_code: str | None
     error_message: str | None
     retry_of: UUID | None
@@ -166,10 +172,10 @@ async def cancel_operation(
                 f"The operation has {operation.state} already.", details={"state": operation.state}
             )
         operation.state = "cancelling"
-    # Also when it was never started: its workflow then finds that it was cancelled, and says so.
-    await shared.temporal.offer_operation(operation.order)
-    # Where Temporal does not answer, the sweep repeats it.
+    # Where Temporal does not answer, the sweep does the same.
     with suppress(Unavailable):
+        # Also when it was never started: its workflow then finds that it was cancelled, and says so.
+        await shared.temporal.start_operation(operation.order)
         await shared.temporal.cancel(operation.order.workflow_id)
     return Envelope(data=accepted(response, operation), meta=meta_of(request))
 

@@ -1,14 +1,20 @@
 """The envelope that every answer comes in, and the way our fields are spelled."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from deployerp.domain.base import utc_now
 
 T = TypeVar("T")
+
+
+def enum_of(values: Sequence[str]) -> WithJsonSchema:
+    """Annotates a text that the code lists elsewhere, so that clients know what there can be."""
+    return WithJsonSchema({"type": "string", "enum": list(values)})
 
 
 class Body(BaseModel):

@@ -15,10 +15,10 @@ from deployerp.api.errors import documented
 from deployerp.api.operations import OperationSummary, accepted
 from deployerp.api.pages import PageDep, page_of
 from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View
+from deployerp.api.schemas import Body, Envelope, ListEnvelope, View, enum_of
 from deployerp.domain.errors import Conflict, InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import DELETED
+from deployerp.domain.lifecycles import DELETED, SERVER
 from deployerp.domain.names import Name, Token
 from deployerp.domain.operations import Operation
 from deployerp.domain.providers import Provider
@@ -46,7 +46,7 @@ class ServerRead(View):
     size: str
     location: str | None
     image: str | None
-    status: str
+    status: Annotated[str, enum_of(SERVER.states)]
     status_message: str | None
     address: str | None
     ssh_port: int

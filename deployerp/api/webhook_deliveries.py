@@ -13,8 +13,9 @@ from deployerp.api.deps import Caller, SessionDep, require
 from deployerp.api.errors import documented
 from deployerp.api.pages import PageDep, page_of
 from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Envelope, ListEnvelope, View
+from deployerp.api.schemas import Envelope, ListEnvelope, View, enum_of
 from deployerp.domain.errors import NotFound
+from deployerp.domain.lifecycles import DELIVERY_STATES
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 
 router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"])
@@ -34,7 +35,7 @@ class DeliverySummary(View):
     endpoint_id: UUID
     event_id: UUID
     event_type: str
-    state: str
+    state: Annotated[str, enum_of(DELIVERY_STATES)]
     attempts: int
     created_at: datetime
     finished_at: datetime | None

@@ -21,7 +21,20 @@ def redact(text: str) -> str:
 
 
 def _redact_all(_logger: Any, _method: str, entry: MutableMapping[str, Any]) -> Mapping[str, Any]:
-    return {name: redact(value) if isinstance(value, str) else value for name, value in entry.items()}
+    # What begins with an underscore is the logging library's own and is not shown.
+    return {name: value if name.startswith("_") else _redacted(value) for name, value in entry.items()}
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _redacted(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redacted(each) for each in value]
+    return redact(repr(value))
 
 
 def configure(level: str, *, readable: bool | None = None) -> None:

@@ -75,5 +75,7 @@ class SweepReport:
     """What a sweep has put right."""
 
     started_operations: int = 0
+    cancelled_operations: int = 0
     closed_operations: int = 0
     started_deliveries: int = 0
+    closed_deliveries: int = 0

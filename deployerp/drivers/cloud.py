@@ -150,6 +150,11 @@ def credential_fields(kind: str) -> tuple[CredentialField, ...]:
 _IDEMPOTENT_KINDS = frozenset({"docker", "aws"})
 
 
+def uses_cloud_init(kind: str) -> bool:
+    """Whether nodes boot with cloud-init, which takes a cloud-config; the others run a plain script."""
+    return kind != "docker"
+
+
 def honours_client_token(kind: str) -> bool:
     """Whether two creations with one client token give one node."""
     return kind in _IDEMPOTENT_KINDS

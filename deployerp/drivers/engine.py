@@ -20,7 +20,6 @@ from deployerp.drivers.containers import (
 )
 from deployerp.drivers.engine_connection import (
     EngineConnection,
-    EngineRefused,
     doing,
     label_filter,
 )
@@ -30,8 +29,6 @@ from deployerp.drivers.engine_networks import NetworksAndVolumes, ignoring
 _LOG_LINES = 1000
 _REMOVAL_SECONDS = 30
 _QUIET_SECONDS = 1
-
-__all__ = ["ContainerSpec", "ContainerState", "Engine", "EngineRefused", "Executed"]
 
 
 class Engine(Images, NetworksAndVolumes, EngineConnection):

@@ -117,7 +117,7 @@ def personalise_sql(admin_password: str, url: str) -> str:
         "web.base.url.freeze": "'True'",
     }
     rows = ", ".join(f"({_literal(key)}, {value})" for key, value in parameters.items())
-    administrator = "SELECT res_id FROM ir_model_data WHERE module = 'base' AND name = 'user_admin' AND model = 'res.users'"
+    administrator = "SELECT res_id FROM ir_model_data WHERE module = 'base' AND name = 'user_admin'"
     # Every value is a literal that `_literal` has quoted: psql takes no parameters.
     return (
         f"INSERT INTO ir_config_parameter (key, value) VALUES {rows}"  # noqa: S608

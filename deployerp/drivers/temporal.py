@@ -3,6 +3,7 @@
 Workflows are named, not imported, so that the API can start them without loading what they do.
 """
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -47,6 +48,8 @@ SEARCH_ATTRIBUTES = (ORGANIZATION, RESOURCE, KIND)
 
 # Long enough for a busy server, short enough that a request does not hang when there is none.
 _CALL = timedelta(seconds=3)
+# A call's own limit does not count the first connection, and a server that hangs accepts one.
+_CONNECT_AND_CALL = _CALL.total_seconds() + 0.5
 
 RunState = Literal["running", "ended", "absent"]
 T = TypeVar("T")
@@ -167,13 +170,18 @@ class Temporal:
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
-            return await call()
+            async with asyncio.timeout(_CONNECT_AND_CALL):
+                return await call()
         except RPCError as error:
             if error.status in (RPCStatusCode.NOT_FOUND, RPCStatusCode.ALREADY_EXISTS):
                 raise
             raise Unavailable(
                 "Temporal does not answer: work that was accepted starts when it is back.",
                 details={"status": error.status.name},
+            ) from error
+        except TimeoutError as error:
+            raise Unavailable(
+                "Temporal accepts connections and says nothing: work that was accepted starts when it does."
             ) from error
         except RuntimeError as error:
             # A lazy client's first connection fails with this, not with an RPCError.

@@ -2,6 +2,7 @@
 
 import hashlib
 import ipaddress
+import json
 import re
 from importlib import resources
 
@@ -18,6 +19,9 @@ READY_MARKER = "/var/lib/deployerp/ready"
 _OPENSSH_PRIVATE_KEY = re.compile(
     r"-----BEGIN OPENSSH PRIVATE KEY-----\n(?:[A-Za-z0-9+/=]+\n)+-----END OPENSSH PRIVATE KEY-----"
 )
+# The keys in the script, in the order in which it has them.
+_HERE_DOCUMENTS = re.compile(r"<<'KEY'\n(.*?\n)KEY\n", re.DOTALL)
+_SCRIPT_PATH = "/var/lib/deployerp/user-data"
 _TEMPLATE = resources.files(__package__).joinpath("user_data.sh").read_text()
 
 
@@ -50,6 +54,25 @@ def render(
     for name, value in values.items():
         script = script.replace(f"@@{name}@@", value)
     return script.replace("@@REVISION@@", hashlib.sha256(script.encode()).hexdigest())
+
+
+def cloud_config(script: str) -> str:
+    """The script of `render` as a cloud-config, for machines that boot with cloud-init.
+
+    It sets the keys before sshd starts (cloud-init's module `ssh` runs before it), where a script alone
+    would come after: in between the machine would show a host key of its own, and be refused for it.
+    """
+    keys = dict(zip(("private", "public", "authorized"), _HERE_DOCUMENTS.findall(script), strict=True))
+    config = {
+        "disable_root": False,
+        "ssh_deletekeys": True,
+        "ssh_keys": {"ed25519_private": keys["private"], "ed25519_public": keys["public"].strip()},
+        "users": ["default", {"name": "root", "ssh_authorized_keys": [keys["authorized"].strip()]}],
+        "write_files": [{"path": _SCRIPT_PATH, "permissions": "0700", "content": script}],
+        "runcmd": [["sh", _SCRIPT_PATH]],
+    }
+    # JSON is YAML, and quotes by rules that everybody knows.
+    return "#cloud-config\n" + json.dumps(config)
 
 
 def revision(script: str) -> str:

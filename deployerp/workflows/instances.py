@@ -22,10 +22,13 @@ async def _until_healthy(run: OperationRun) -> None:
 
 
 async def _deploy(run: OperationRun) -> None:
-    # What these two bring stays on the server for the next instance: there is nothing to undo.
+    # What these two bring stays on the server for the next instance; the containers that prepare a database
+    # are the instance's, and a worker that dies meanwhile leaves them.
     await run.step(InstanceActivities.pull_images, timeout=_IMAGES)
-    await run.step(InstanceActivities.prepare_database, timeout=_DATABASE)
-    await run.step(InstanceActivities.create_network, undo=InstanceActivities.remove_instance)
+    await run.step(
+        InstanceActivities.prepare_database, timeout=_DATABASE, undo=InstanceActivities.remove_instance
+    )
+    await run.step(InstanceActivities.create_network)
     await run.step(InstanceActivities.create_volumes)
     await run.step(InstanceActivities.start_postgres)
     await run.step(InstanceActivities.personalise_database)

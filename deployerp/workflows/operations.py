@@ -52,11 +52,20 @@ class OperationRun:
         if undo is not None and undo not in self._undo:
             self._undo.append(undo)
         await self._execute(step, timeout, attempts)
+        # A step that is done before it hears of a cancellation ends as if there had been none.
+        if workflow.cancellation_reason() is not None:
+            raise CancelledError("Cancelled between two steps.")
 
-    async def undo(self) -> None:
-        """Undoes, last first, until it is done: giving up here would leave something behind."""
+    async def undo(self) -> list[str]:
+        """Undoes, last first, each until it is done; tells, in words, what no further try can undo."""
+        left = []
         for step in reversed(self._undo):
-            await self._execute(step, timedelta(minutes=10), attempts=0)
+            try:
+                await self._execute(step, timedelta(minutes=10), attempts=0)
+            except ActivityError as error:
+                _, _, reason = _reason(error)
+                left.append(f"“{STEPS[step.__name__]}” failed too: {reason}")
+        return left
 
     async def _execute(self, step: StepActivity, timeout: timedelta, attempts: int) -> None:
         title = STEPS[step.__name__]
@@ -103,7 +112,9 @@ async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> None:
 
 
 async def _close(run: OperationRun, outcome: Outcome, code: str, message: str) -> None:
-    await run.undo()
+    left = await run.undo()
+    if left:
+        message = " ".join((message, *left, f"Put that right, then delete the {run.order.resource_type}."))
     await _record(Records.end_operation, OperationEnd(run.order, outcome, code, message))
     workflow.set_current_details(message)
 

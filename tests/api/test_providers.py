@@ -1,11 +1,57 @@
 """Providers through the API."""
 
-from tests.conftest import Client
+from uuid import UUID
+
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.providers import Provider
+from deployerp.domain.secrets import Vault
+from deployerp.domain.settings import Settings
+from tests.conftest import Client, Fleet
+
+SECRET = "dop_v1_0123456789abcdef"
 
 
 async def test_a_provider_is_created_listed_read_and_deleted(client: Client) -> None:
     created = await client.data("POST", "/v1/providers", {"name": "here", "kind": "docker"}, status=201)
-    assert (await client.data("GET", "/v1/providers"))[0]["id"] == created["id"]
-    assert (await client.data("GET", f"/v1/providers/{created['id']}"))["kind"] == "docker"
+    assert await client.data("GET", "/v1/providers") == [created]
+    assert await client.data("GET", f"/v1/providers/{created['id']}") == created
     await client.call("DELETE", f"/v1/providers/{created['id']}", status=204)
-    await client.call("GET", f"/v1/providers/{created['id']}", status=404)
+    await client.error("GET", f"/v1/providers/{created['id']}", code="not_found")
+    await client.error("DELETE", f"/v1/providers/{created['id']}", code="not_found")
+    assert await client.data("GET", "/v1/providers") == []
+
+
+async def test_credentials_are_sealed_never_shown_and_forgotten_with_the_provider(
+    client: Client, sessions: SessionFactory, settings: Settings
+) -> None:
+    body = {"name": "cloud", "kind": "digitalocean", "credentials": {"token": SECRET}}
+    answer = await client.request("POST", "/v1/providers", body)
+    path = f"/v1/providers/{answer.json()['data']['id']}"
+    read = await client.request("GET", path)
+    assert SECRET not in answer.text + read.text
+
+    async def kept() -> Provider:
+        async with sessions() as session:
+            return await session.get_one(Provider, UUID(answer.json()["data"]["id"]))
+
+    vault = Vault(settings.encryption_keys)
+    assert SECRET not in repr(await kept())
+    assert vault.open_mapping((await kept()).sealed_credentials) == {"token": SECRET}
+    await client.call("DELETE", path, status=204)
+    assert vault.open_mapping((await kept()).sealed_credentials) == {}
+
+
+async def test_a_name_is_used_once_at_a_time(client: Client) -> None:
+    body = {"name": "here", "kind": "docker"}
+    first = await client.data("POST", "/v1/providers", body, 201)
+    await client.error("POST", "/v1/providers", body, code="conflict")
+    await client.call("DELETE", f"/v1/providers/{first['id']}", status=204)
+    await client.call("POST", "/v1/providers", body, 201)
+
+
+async def test_a_provider_with_servers_is_not_deleted(client: Client, fleet: Fleet) -> None:
+    server = await fleet.server()
+    path = f"/v1/providers/{server['providerId']}"
+    await client.error("DELETE", path, code="conflict")
+    await fleet.end(await client.data("DELETE", f"/v1/servers/{server['id']}"))
+    await client.call("DELETE", path, status=204)

@@ -1,8 +1,10 @@
 """The script itself; what it does to a machine is asked in test_cloud_contract.py."""
 
+import gzip
 import subprocess
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +67,16 @@ def test_a_script_that_was_cut_short_does_nothing() -> None:
     cut = script[: script.rindex("main <")]
     ended = subprocess.run(["sh", "-s"], input=cut.encode(), check=True, capture_output=True)
     assert ended.stdout == ended.stderr == b""
+
+
+def test_a_cloud_config_sets_the_keys_by_itself_and_runs_the_script() -> None:
+    script = user_data.render(THEIRS.private, OURS.public)
+    text = user_data.cloud_config(script)
+    config = yaml.safe_load(text)
+    assert text.startswith("#cloud-config\n")
+    assert config["ssh_keys"]["ed25519_private"].strip() == THEIRS.private.strip()
+    assert config["ssh_keys"]["ed25519_public"].split()[:2] == THEIRS.public.split()[:2]
+    assert config["users"][1]["ssh_authorized_keys"][0].split()[:2] == OURS.public.split()[:2]
+    assert config["write_files"][0]["content"] == script
+    assert config["runcmd"] == [["sh", config["write_files"][0]["path"]]]
+    assert len(gzip.compress(text.encode())) < 16_384

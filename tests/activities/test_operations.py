@@ -1,0 +1,233 @@
+"""The sweep against a real Temporal: what a crash between two systems has left is put right."""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import select, update
+
+from deployerp.activities.operations import OperationActivities
+from deployerp.activities.records import Records
+from deployerp.domain.base import utc_now
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.errors import Unavailable
+from deployerp.domain.messages import OperationOrder, SweepReport
+from deployerp.domain.operations import Operation
+from deployerp.domain.settings import Settings
+from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.drivers.temporal import Temporal
+from tests.conftest import Fleet, free_port, new_client, open_api
+
+HOOKS = "https://example.com/hooks"
+
+
+@dataclass
+class Sweeper:
+    """What the worker sweeps with, over rows that are old enough to be swept."""
+
+    sessions: SessionFactory
+    records: Records
+    temporal: Temporal
+    at_once: int = 500
+
+    def __post_init__(self) -> None:
+        self._activities = OperationActivities(self.sessions, self.records, self.temporal, self.at_once)
+
+    async def sweep(self) -> SweepReport:
+        a_minute_ago = utc_now() - timedelta(minutes=1)
+        async with self.sessions() as session, session.begin():
+            for model in (Operation, WebhookDelivery):
+                await session.execute(update(model).values(updated_at=a_minute_ago))
+        return await self._activities.sweep()
+
+    async def cancel_requests(self, workflow_id: str) -> int:
+        history = await self.temporal.client.get_workflow_handle(workflow_id).fetch_history()
+        kinds = [event.WhichOneof("attributes") for event in history.events]
+        return kinds.count("workflow_execution_cancel_requested_event_attributes")
+
+
+@pytest.fixture
+async def sweeper(sessions: SessionFactory, records: Records, settings: Settings) -> Sweeper:
+    return Sweeper(sessions, records, await Temporal.open(settings))
+
+
+@pytest.fixture
+async def offline(settings: Settings, records: Records) -> AsyncIterator[Fleet]:
+    """A fleet whose API and worker do not reach Temporal."""
+    without = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
+    async with open_api(without) as http:
+        client = await new_client(http, without)
+        yield Fleet(client, Records(records._sessions, await Temporal.open(without)))
+
+
+async def order_of(fleet: Fleet, begun: dict) -> OperationOrder:
+    return await fleet.order(begun["operation"]["id"])
+
+
+async def state_of(fleet: Fleet, order: OperationOrder) -> tuple[str, str | None]:
+    operation = await fleet.client.data("GET", f"/v1/operations/{order.operation_id}")
+    return operation["state"], operation["errorCode"]
+
+
+async def test_an_operation_that_was_never_started_is_started(offline: Fleet, sweeper: Sweeper) -> None:
+    order = await order_of(offline, await offline.begin_server())
+    assert await sweeper.temporal.run_state(order.workflow_id) == "absent"
+    assert await sweeper.sweep() == SweepReport(started_operations=1)
+    handle = sweeper.temporal.client.get_workflow_handle(order.workflow_id)
+    description = await handle.describe()
+    assert description.workflow_type == "ProvisionServer"
+    assert description.task_queue == sweeper.temporal._task_queue
+    assert await sweeper.sweep() == SweepReport()
+    assert await state_of(offline, order) == ("pending", None)
+
+
+async def test_one_that_was_cancelled_before_it_was_started_is_started_to_say_so(
+    offline: Fleet, sweeper: Sweeper
+) -> None:
+    order = await order_of(offline, await offline.begin_server())
+    await offline.client.call("POST", f"/v1/operations/{order.operation_id}/cancel")
+    assert await sweeper.sweep() == SweepReport(started_operations=1)
+    assert await sweeper.records.claim_operation(order) is False
+
+
+async def test_young_rows_are_left_to_who_wrote_them(offline: Fleet, sweeper: Sweeper) -> None:
+    await offline.begin_server()
+    assert await sweeper._activities.sweep() == SweepReport()
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_one_whose_workflow_was_terminated_is_closed(
+    fleet: Fleet, sweeper: Sweeper, claimed: bool
+) -> None:
+    begun = await fleet.begin_server()
+    order = await order_of(fleet, begun)
+    if claimed:
+        await sweeper.records.claim_operation(order)
+    assert await sweeper.sweep() == SweepReport()
+    await sweeper.temporal.terminate(order.workflow_id, "An operator did it.")
+    assert await sweeper.sweep() == SweepReport(closed_operations=1)
+    assert await state_of(fleet, order) == ("failed", "workflow_ended")
+    server = await fleet.client.data("GET", f"/v1/servers/{begun['id']}")
+    assert server["status"] == "failed"
+    assert "retry" in server["statusMessage"]
+    assert await sweeper.sweep() == SweepReport()
+    await fleet.client.call("POST", f"/v1/operations/{order.operation_id}/retry", status=202)
+
+
+async def test_one_whose_workflow_vanished_while_it_ran_is_closed(offline: Fleet, sweeper: Sweeper) -> None:
+    order = await order_of(offline, await offline.begin_server())
+    # A row that says that it was claimed, and a Temporal that has never heard of it.
+    await sweeper.records.claim_operation(order)
+    assert await sweeper.sweep() == SweepReport(closed_operations=1)
+    assert await state_of(offline, order) == ("failed", "workflow_ended")
+
+
+async def test_a_lost_cancellation_is_asked_for_again(
+    fleet: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    order = await order_of(fleet, await fleet.begin_server())
+    await sweeper.records.claim_operation(order)
+    async with sessions() as session, session.begin():
+        await session.execute(update(Operation).values(state="cancelling"))
+    assert await sweeper.cancel_requests(order.workflow_id) == 0
+    assert await sweeper.sweep() == SweepReport(cancelled_operations=1)
+    assert await sweeper.cancel_requests(order.workflow_id) == 1
+    # It may take long to undo what was made: asking each time must not fill its history.
+    for _ in range(3):
+        await sweeper.sweep()
+    assert await sweeper.cancel_requests(order.workflow_id) == 1
+    assert await state_of(fleet, order) == ("cancelling", None)
+
+
+async def delivery(sessions: SessionFactory) -> WebhookDelivery:
+    async with sessions() as session:
+        return (await session.scalars(select(WebhookDelivery))).one()
+
+
+async def test_a_delivery_that_was_never_started_is_started(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    pending = await delivery(sessions)
+    assert await sweeper.temporal.run_state(pending.order.workflow_id) == "absent"
+    assert await sweeper.sweep() == SweepReport(started_deliveries=1)
+    assert await sweeper.temporal.run_state(pending.order.workflow_id) == "running"
+    assert await sweeper.sweep() == SweepReport()
+
+
+@pytest.mark.parametrize("attempts", [0, 3])
+async def test_a_delivery_whose_workflow_was_terminated_is_closed(
+    fleet: Fleet, sweeper: Sweeper, sessions: SessionFactory, attempts: int
+) -> None:
+    await fleet.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await fleet.server()
+    async with sessions() as session, session.begin():
+        await session.execute(update(WebhookDelivery).values(attempts=attempts))
+    assert await sweeper.sweep() == SweepReport()
+    await sweeper.temporal.terminate((await delivery(sessions)).order.workflow_id, "An operator did it.")
+    assert await sweeper.sweep() == SweepReport(closed_deliveries=1)
+    closed = await delivery(sessions)
+    assert closed.state == "failed"
+    assert closed.finished_at is not None
+    assert await sweeper.sweep() == SweepReport()
+
+
+async def test_a_delivery_whose_workflow_vanished_after_a_try_is_closed(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    async with sessions() as session, session.begin():
+        await session.execute(update(WebhookDelivery).values(attempts=1))
+    assert await sweeper.sweep() == SweepReport(closed_deliveries=1)
+    assert (await delivery(sessions)).state == "failed"
+
+
+async def test_a_sweep_looks_at_so_many_and_the_next_goes_on(
+    fleet: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    provider = await fleet.provider()
+    orders = [await order_of(fleet, await fleet.begin_server(f"s{n}", provider["id"])) for n in range(5)]
+    bounded = Sweeper(sessions, sweeper.records, sweeper.temporal, at_once=2)
+    # The first four run and stay open: they must not keep the fifth from its turn.
+    await sweeper.temporal.terminate(orders[-1].workflow_id, "An operator did it.")
+    assert await bounded.sweep() == SweepReport()
+    assert await bounded.sweep() == SweepReport()
+    assert await bounded.sweep() == SweepReport(closed_operations=1)
+    await sweeper.temporal.terminate(orders[0].workflow_id, "An operator did it.")
+    assert await bounded.sweep() == SweepReport(closed_operations=1)
+    states = [await state_of(fleet, order) for order in orders]
+    assert [state for state, _ in states] == ["failed", "pending", "pending", "pending", "failed"]
+
+
+async def test_nothing_is_closed_while_temporal_does_not_answer(
+    fleet: Fleet, sweeper: Sweeper, settings: Settings
+) -> None:
+    order = await order_of(fleet, await fleet.begin_server())
+    await sweeper.records.claim_operation(order)
+    without = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
+    blind = Sweeper(sweeper.sessions, sweeper.records, await Temporal.open(without))
+    with pytest.raises(Unavailable):
+        await blind.sweep()
+    assert await state_of(fleet, order) == ("running", None)
+    assert await sweeper.sweep() == SweepReport()
+
+
+async def test_one_that_ends_while_temporal_is_asked_keeps_its_own_end(
+    fleet: Fleet, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = await fleet.begin_server()
+    order = await order_of(fleet, begun)
+    ask = sweeper.temporal.run_state
+
+    async def ends_first(workflow_id: str) -> str:
+        await fleet.end(begun)
+        await sweeper.temporal.terminate(workflow_id, "It has ended.")
+        return await ask(workflow_id)
+
+    monkeypatch.setattr(sweeper.temporal, "run_state", ends_first)
+    assert await sweeper.sweep() == SweepReport()
+    assert await state_of(fleet, order) == ("succeeded", None)
+    assert (await fleet.client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "running"

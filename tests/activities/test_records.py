@@ -1,0 +1,229 @@
+"""The writer of state: claims, ends and the facts that they leave, on both databases."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import TypeVar
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+from sqlmodel import col
+
+from deployerp.activities import records as records_module
+from deployerp.activities.events import write_event
+from deployerp.activities.records import Records
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.errors import NotFound
+from deployerp.domain.events import Event
+from deployerp.domain.instances import Instance
+from deployerp.domain.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations import Operation
+from deployerp.domain.servers import Server
+from deployerp.domain.settings import Settings
+from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.drivers.temporal import Temporal
+from tests.conftest import Client, Fleet, new_client
+
+T = TypeVar("T")
+
+
+async def rows(sessions: SessionFactory, model: type[T]) -> Sequence[T]:
+    async with sessions() as session:
+        return (await session.scalars(select(model).order_by(col(model.created_at)))).all()
+
+
+async def test_a_pending_operation_is_claimed_and_its_workflow_may_ask_again(
+    fleet: Fleet, records: Records, sessions: SessionFactory
+) -> None:
+    begun = await fleet.begin_server()
+    order = await fleet.order(begun["operation"]["id"])
+    assert await records.claim_operation(order) is True
+    (operation,) = await rows(sessions, Operation)
+    assert operation.state == "running"
+    assert operation.started_at is not None
+    (server,) = await rows(sessions, Server)
+    assert server.status == "provisioning"
+    assert await records.claim_operation(order) is True
+    (again,) = await rows(sessions, Operation)
+    assert again.started_at == operation.started_at
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "failed", "succeeded"])
+async def test_what_has_ended_is_not_claimed(fleet: Fleet, records: Records, outcome: str) -> None:
+    begun = await fleet.begin_server()
+    order = await fleet.end(begun, outcome)
+    assert await records.claim_operation(order) is False
+    assert (await fleet.client.data("GET", f"/v1/operations/{order.operation_id}"))["state"] == outcome
+
+
+async def test_what_is_being_cancelled_is_not_claimed(fleet: Fleet, records: Records) -> None:
+    begun = await fleet.begin_server()
+    order = await fleet.order(begun["operation"]["id"])
+    await fleet.client.call("POST", f"/v1/operations/{order.operation_id}/cancel")
+    assert await records.claim_operation(order) is False
+
+
+async def test_what_does_not_exist_is_not_claimed(records: Records) -> None:
+    order = OperationOrder(str(uuid4()), str(uuid4()), "server", str(uuid4()), "provision")
+    with pytest.raises(NotFound):
+        await records.claim_operation(order)
+
+
+async def test_an_end_is_written_once(fleet: Fleet, records: Records, sessions: SessionFactory) -> None:
+    await fleet.client.call("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
+    order = await fleet.end(await fleet.begin_server())
+    (ended,) = await rows(sessions, Operation)
+    assert (ended.state, ended.error_code) == ("succeeded", None)
+    await records.end_operation(OperationEnd(order, "succeeded"))
+    await records.end_operation(OperationEnd(order, "failed", "world_error", "Too late."))
+    (operation,) = await rows(sessions, Operation)
+    assert operation == ended
+    (server,) = await rows(sessions, Server)
+    assert (server.status, server.status_message) == ("running", None)
+    (event,) = await rows(sessions, Event)
+    (delivery,) = await rows(sessions, WebhookDelivery)
+    assert (event.type, delivery.event_id) == ("server.created", event.id)
+
+
+async def test_an_end_starts_its_deliveries(
+    fleet: Fleet, sessions: SessionFactory, settings: Settings
+) -> None:
+    await fleet.client.call("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
+    await fleet.server()
+    (delivery,) = await rows(sessions, WebhookDelivery)
+    temporal = await Temporal.open(settings)
+    assert await temporal.run_state(delivery.order.workflow_id) == "running"
+
+
+@pytest.mark.parametrize("outcome", ["failed", "cancelled"])
+async def test_an_end_without_success_tells_why(fleet: Fleet, sessions: SessionFactory, outcome: str) -> None:
+    begun = await fleet.begin_server()
+    await fleet.end(begun, outcome, code="provider_refused", message="The quota is used up: raise it.")
+    (operation,) = await rows(sessions, Operation)
+    assert (operation.state, operation.error_code) == (outcome, "provider_refused")
+    (server,) = await rows(sessions, Server)
+    assert (server.status, server.status_message) == ("failed", "The quota is used up: raise it.")
+    (event,) = await rows(sessions, Event)
+    assert event.type == "server.provision_failed"
+    assert event.data["statusMessage"] == "The quota is used up: raise it."
+
+
+async def test_an_end_that_breaks_in_the_middle_leaves_nothing(
+    fleet: Fleet, records: Records, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = await fleet.begin_server()
+    order = await fleet.order(begun["operation"]["id"])
+    await records.claim_operation(order)
+
+    async def breaks(*given: object) -> list[WebhookDelivery]:
+        await write_event(*given)
+        raise ConnectionResetError
+
+    monkeypatch.setattr(records_module, "write_event", breaks)
+    with pytest.raises(ConnectionResetError):
+        await records.end_operation(OperationEnd(order, "succeeded"))
+    monkeypatch.undo()
+    (operation,) = await rows(sessions, Operation)
+    (server,) = await rows(sessions, Server)
+    assert (operation.state, operation.finished_at, server.status) == ("running", None, "provisioning")
+    assert await rows(sessions, Event) == []
+    await records.end_operation(OperationEnd(order, "succeeded"))
+    (event,) = await rows(sessions, Event)
+    assert event.sequence == 1
+
+
+async def test_a_server_takes_its_instances_along_when_it_is_deleted(
+    fleet: Fleet, sessions: SessionFactory
+) -> None:
+    client = fleet.client
+    server, other = await fleet.server("one"), await fleet.server("other")
+    lost = {(await fleet.instance(server["id"]))["id"] for _ in range(2)}
+    kept = await fleet.instance(other["id"])
+    before = len(await client.data("GET", "/v1/events"))
+    await fleet.end(await client.data("DELETE", f"/v1/servers/{server['id']}?force=true"))
+    events = await client.data("GET", f"/v1/events?after={before}")
+    assert [each["type"] for each in events] == ["instance.deleted", "instance.deleted", "server.deleted"]
+    assert {each["resourceId"] for each in events} == lost | {server["id"]}
+    assert {each["data"]["status"] for each in events} == {"deleted"}
+    instances = await rows(sessions, Instance)
+    statuses = {str(each.id): (each.status, each.deleted_at is None) for each in instances}
+    assert statuses == {kept["id"]: ("running", True)} | dict.fromkeys(lost, ("deleted", False))
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+@pytest.mark.parametrize("outcome", ["succeeded", "failed"])
+async def test_an_instance_that_went_with_its_server_does_not_come_back(
+    fleet: Fleet, records: Records, sessions: SessionFactory, outcome: str, claimed: bool
+) -> None:
+    client = fleet.client
+    server = await fleet.server()
+    begun = await fleet.begin_instance(server["id"], "acme")
+    order = await fleet.order(begun["operation"]["id"])
+    if claimed:
+        assert await records.claim_operation(order) is True
+    await fleet.end(await client.data("DELETE", f"/v1/servers/{server['id']}?force=true"))
+    events = await client.data("GET", "/v1/events")
+    if not claimed:
+        assert await records.claim_operation(order) is False
+    await records.end_operation(OperationEnd(order, outcome, "host_unreachable", "Gone."))
+    assert (await client.data("GET", f"/v1/operations/{order.operation_id}"))["state"] == outcome
+    (instance,) = await rows(sessions, Instance)
+    assert (instance.status, instance.status_message) == ("deleted", "Deleted with its server.")
+    assert await client.data("GET", "/v1/events") == events
+    assert await client.data("GET", "/v1/instances") == []
+
+
+async def test_events_of_twenty_writers_have_neither_gaps_nor_repeats(
+    fleet: Fleet, records: Records, sessions: SessionFactory, client: Client, settings: Settings
+) -> None:
+    provider = await fleet.provider()
+    begun = [await fleet.begin_server(f"s{n}", provider["id"]) for n in range(20)]
+    other = Fleet(await new_client(client.http, settings), records)
+    begun_there = await other.begin_server()
+    orders = [await fleet.order(each["operation"]["id"]) for each in begun]
+    await asyncio.gather(*(records.claim_operation(order) for order in orders))
+    await asyncio.gather(
+        *(records.end_operation(OperationEnd(order, "succeeded")) for order in orders), other.end(begun_there)
+    )
+    events = await rows(sessions, Event)
+    ours = sorted(each.sequence for each in events if each.organization_id == client.organization_id)
+    assert ours == list(range(1, 21))
+    assert [each.sequence for each in events if each.organization_id != client.organization_id] == [1]
+    told = await client.data("GET", "/v1/events")
+    assert [each["sequence"] for each in told] == ours
+    assert {each["resourceId"] for each in told} == {each["id"] for each in begun}
+
+
+async def test_the_database_holds_a_second_open_operation_off(fleet: Fleet, sessions: SessionFactory) -> None:
+    begun = await fleet.begin_server()
+    async with sessions() as session, session.begin():
+        session.add(
+            Operation(
+                organization_id=fleet.client.organization_id,
+                resource_type="server",
+                resource_id=UUID(begun["id"]),
+                action="delete",
+            )
+        )
+        with pytest.raises(DBAPIError, match="resource_id"):
+            await session.flush()
+        await session.rollback()
+
+
+async def test_a_step_that_is_tried_again_keeps_its_place_and_its_start(
+    fleet: Fleet, records: Records
+) -> None:
+    begun = await fleet.begin_server()
+    begun_id = begun["operation"]["id"]
+    await records.begin_step(begun_id, "prepare_keys", 1)
+    await records.end_step(begun_id, "prepare_keys", "succeeded", "Two keys")
+    await records.begin_step(begun_id, "create_node", 1)
+    await records.end_step(begun_id, "create_node", "failed", "The cloud is full.")
+    first = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
+    await records.begin_step(begun_id, "prepare_keys", 2)
+    second = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
+    assert [each["name"] for each in second] == ["prepare_keys", "create_node"]
+    assert second[0]["startedAt"] == first[0]["startedAt"]
+    assert (second[0]["state"], second[0]["attempt"], second[0]["finishedAt"]) == ("running", 2, None)
+    assert second[1] == first[1]

@@ -1,0 +1,176 @@
+"""Operations through the API: what runs, how far it is, how to stop it, how to try again."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+import uvicorn
+
+from deployerp.api.app import create_app
+from deployerp.domain.settings import Settings
+from deployerp.drivers.temporal import Temporal
+from tests.conftest import Client, Fleet
+
+
+async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> None:
+    begun = await fleet.begin_server()
+    begun_id = begun["operation"]["id"]
+    path = f"/v1/operations/{begun_id}"
+    assert await client.data("GET", path) == begun["operation"] | {"steps": []}
+    order = await fleet.order(begun_id)
+    await fleet.records.claim_operation(order)
+    await fleet.records.begin_step(begun_id, "create_node", 1)
+    await fleet.records.detail_step(begun_id, "create_node", "Asking the cloud")
+    running = await client.data("GET", path)
+    assert running["state"] == "running"
+    assert running["startedAt"] is not None
+    (step,) = running["steps"]
+    assert step | {"startedAt": None} == {
+        "name": "create_node",
+        "title": "Create the machine",
+        "state": "running",
+        "detail": "Asking the cloud",
+        "attempt": 1,
+        "startedAt": None,
+        "finishedAt": None,
+    }
+    await fleet.records.end_step(begun_id, "create_node", "failed", "The cloud is full.")
+    await fleet.records.begin_step(begun_id, "create_node", 2)
+    await fleet.records.end_step(begun_id, "create_node", "succeeded")
+    await fleet.records.begin_step(begun_id, "wait_for_node", 1)
+    await fleet.end(begun)
+    ended = await client.data("GET", path)
+    assert (ended["state"], ended["errorCode"]) == ("succeeded", None)
+    assert [(each["name"], each["state"], each["attempt"]) for each in ended["steps"]] == [
+        ("create_node", "succeeded", 2),
+        ("wait_for_node", "running", 1),
+    ]
+
+
+async def test_operations_are_listed_newest_first(client: Client, fleet: Fleet) -> None:
+    server = await fleet.server()
+    await client.call("DELETE", f"/v1/servers/{server['id']}")
+    listed = await client.data("GET", "/v1/operations")
+    assert [each["action"] for each in listed] == ["delete", "provision"]
+    assert [each["state"] for each in listed] == ["pending", "succeeded"]
+
+
+async def test_a_pending_operation_is_cancelled(client: Client, fleet: Fleet, settings: Settings) -> None:
+    begun = await fleet.begin_server()
+    path = f"/v1/operations/{begun['operation']['id']}"
+    answer = await client.request("POST", f"{path}/cancel")
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == path
+    assert answer.json()["data"]["state"] == "cancelling"
+    order = await fleet.order(begun["operation"]["id"])
+    temporal = await Temporal.open(settings)
+    history = await temporal.client.get_workflow_handle(order.workflow_id).fetch_history()
+    kinds = [event.WhichOneof("attributes") for event in history.events]
+    assert "workflow_execution_cancel_requested_event_attributes" in kinds
+    assert await fleet.records.claim_operation(order) is False
+    await fleet.end(begun, "cancelled", code="cancelled", message="The operation was cancelled.")
+    assert (await client.data("GET", path))["state"] == "cancelled"
+    assert (await client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "failed"
+
+
+async def test_what_has_ended_is_not_cancelled(client: Client, fleet: Fleet) -> None:
+    begun = await fleet.begin_server()
+    await fleet.end(begun)
+    path = f"/v1/operations/{begun['operation']['id']}/cancel"
+    error = await client.error("POST", path, code="invalid_state")
+    assert error["details"] == {"state": "succeeded"}
+
+
+async def test_a_failed_operation_is_tried_again(client: Client, fleet: Fleet) -> None:
+    begun = await fleet.begin_server()
+    failed = begun["operation"]["id"]
+    await fleet.end(begun, "failed", code="world_error", message="Out of luck.")
+    answer = await client.request("POST", f"/v1/operations/{failed}/retry")
+    assert answer.status_code == 202
+    again = answer.json()["data"]
+    assert answer.headers["Location"] == f"/v1/operations/{again['id']}"
+    assert (again["action"], again["state"], again["retryOf"]) == ("provision", "pending", failed)
+    assert (await client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "provisioning"
+    error = await client.error("POST", f"/v1/operations/{failed}/retry", code="operation_in_progress")
+    assert error["details"] == {"operation_id": again["id"]}
+    await fleet.end({"operation": again})
+    assert (await client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "running"
+
+
+async def test_only_the_latest_failed_or_cancelled_operation_is_tried_again(
+    client: Client, fleet: Fleet
+) -> None:
+    begun = await fleet.begin_server()
+    first = begun["operation"]["id"]
+    await client.error("POST", f"/v1/operations/{first}/retry", code="invalid_state")
+    await fleet.end(begun, "cancelled")
+    second = await client.data("POST", f"/v1/operations/{first}/retry", status=202)
+    await fleet.end({"operation": second}, "failed")
+    error = await client.error("POST", f"/v1/operations/{first}/retry", code="invalid_state")
+    assert error["details"] == {"latest_operation_id": second["id"]}
+    third = await client.data("POST", f"/v1/operations/{second['id']}/retry", status=202)
+    await fleet.end({"operation": third})
+    await client.error("POST", f"/v1/operations/{third['id']}/retry", code="invalid_state")
+
+
+async def test_a_deletion_by_force_is_tried_again_by_force(
+    client: Client, fleet: Fleet, settings: Settings
+) -> None:
+    server = await fleet.server()
+    begun = await client.data("DELETE", f"/v1/servers/{server['id']}?force=true")
+    await fleet.end(begun, "failed")
+    again = await client.data("POST", f"/v1/operations/{begun['operation']['id']}/retry")
+    temporal = await Temporal.open(settings)
+    handle = temporal.client.get_workflow_handle(f"op-{again['id']}")
+    history = await handle.fetch_history()
+    (given,) = history.events[0].workflow_execution_started_event_attributes.input.payloads
+    assert json.loads(given.data)["force"] is True
+
+
+async def test_a_stream_tells_each_change_and_ends_with_the_operation(
+    client: Client, fleet: Fleet, settings: Settings
+) -> None:
+    begun = await fleet.begin_server()
+    begun_id = begun["operation"]["id"]
+    order = await fleet.order(begun_id)
+    async with listening(settings) as address, httpx.AsyncClient(base_url=address) as http:
+        headers = {"Authorization": f"Bearer {client.token}"}
+        async with http.stream("GET", f"/v1/operations/{begun_id}/events", headers=headers) as answer:
+            assert answer.headers["Content-Type"].startswith("text/event-stream")
+            events = told(answer)
+            assert await anext(events) == begun["operation"] | {"steps": []}
+            await fleet.records.claim_operation(order)
+            assert (await anext(events))["state"] == "running"
+            await fleet.records.begin_step(begun_id, "create_node", 1)
+            assert [each["state"] for each in (await anext(events))["steps"]] == ["running"]
+            await fleet.records.end_step(begun_id, "create_node", "succeeded", "Machine 7")
+            assert [each["detail"] for each in (await anext(events))["steps"]] == ["Machine 7"]
+            await fleet.end(begun)
+            last = await anext(events)
+            assert last == await client.data("GET", f"/v1/operations/{begun_id}")
+            assert last["state"] == "succeeded"
+            assert [each async for each in events] == []
+        ended = await asyncio.wait_for(http.get(f"/v1/operations/{begun_id}/events", headers=headers), 5)
+        assert ended.text == f"event: operation\ndata: {ended.text.partition('data: ')[2].strip()}\n\n"
+
+
+async def told(answer: httpx.Response) -> AsyncIterator[dict]:
+    async for line in answer.aiter_lines():
+        if line.startswith("data: "):
+            yield json.loads(line.removeprefix("data: "))
+
+
+@asynccontextmanager
+async def listening(settings: Settings) -> AsyncIterator[str]:
+    """The API on a port: a client inside this process would get a stream only when it has ended."""
+    config = uvicorn.Config(create_app(settings), port=0, log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+        assert not serving.done()
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    await serving

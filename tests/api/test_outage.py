@@ -1,0 +1,86 @@
+"""Temporal is down when a request comes in: it is accepted, soon, and waits for the sweep."""
+
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import httpx
+import pytest
+
+from deployerp.activities.records import Records
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.settings import Settings
+from deployerp.drivers.temporal import Temporal
+from tests.conftest import Fleet, free_port, new_client, open_api
+
+# What a call to Temporal may take, and a little for a busy machine.
+SOON = 5.0
+hangs = pytest.mark.parametrize(
+    ("without", "database_url"), [("hangs", "sqlite")], ids=["hangs"], indirect=True
+)
+
+
+@pytest.fixture
+def without(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Settings]:
+    """Settings with the address of a Temporal that refuses connections, or accepts them and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        hanging = getattr(request, "param", "refuses") == "hangs"
+        port = listener.getsockname()[1] if hanging else free_port()
+        yield settings.model_copy(update={"temporal_address": f"127.0.0.1:{port}"})
+
+
+@pytest.fixture
+async def http(without: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with open_api(without) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fleet(http: httpx.AsyncClient, without: Settings, sessions: SessionFactory) -> Fleet:
+    records = Records(sessions, await Temporal.open(without))
+    return Fleet(await new_client(http, without), records)
+
+
+async def accepted_soon(fleet: Fleet, method: str, path: str, body: object = None) -> dict:
+    """The answer to a change, whose operation must be pending."""
+    started = time.monotonic()
+    begun = await fleet.client.data(method, path, body, 202)
+    assert time.monotonic() - started < SOON
+    operation = await fleet.client.data("GET", f"/v1/operations/{begun['operation']['id']}")
+    assert (operation["state"], operation["startedAt"]) == ("pending", None)
+    return begun
+
+
+async def test_changes_are_accepted_and_stay_pending(fleet: Fleet) -> None:
+    provider = await fleet.provider()
+    body = {"name": "one", "providerId": provider["id"], "size": "small"}
+    server = await fleet.settled(await accepted_soon(fleet, "POST", "/v1/servers", body))
+    instance = {"name": "a", "slug": "a", "serverId": server["id"], "odooVersion": "19.0"}
+    begun = await fleet.settled(await accepted_soon(fleet, "POST", "/v1/instances", instance))
+    path = f"/v1/instances/{begun['id']}"
+    await fleet.end(await accepted_soon(fleet, "POST", f"{path}/actions", {"action": "stop"}), "failed")
+    await accepted_soon(fleet, "DELETE", path)
+    await accepted_soon(fleet, "DELETE", f"/v1/servers/{server['id']}?force=true")
+
+
+@hangs
+async def test_a_temporal_that_hangs_does_not_hang_the_api(fleet: Fleet) -> None:
+    provider = await fleet.provider()
+    body = {"name": "one", "providerId": provider["id"], "size": "small"}
+    await accepted_soon(fleet, "POST", "/v1/servers", body)
+
+
+async def test_a_cancellation_is_kept_for_the_sweep(fleet: Fleet) -> None:
+    begun = await fleet.begin_server()
+    path = f"/v1/operations/{begun['operation']['id']}"
+    started = time.monotonic()
+    await fleet.client.call("POST", f"{path}/cancel", status=202)
+    assert time.monotonic() - started < SOON
+    assert (await fleet.client.data("GET", path))["state"] == "cancelling"
+
+
+async def test_what_is_read_needs_no_temporal(fleet: Fleet) -> None:
+    server = await fleet.server()
+    started = time.monotonic()
+    await fleet.client.call("GET", f"/v1/servers/{server['id']}", status=200)
+    assert time.monotonic() - started < 1

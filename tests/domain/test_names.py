@@ -1,0 +1,39 @@
+"""Names that must not pass, at the rule itself: what tells lines apart is where such rules are fooled."""
+
+import pytest
+
+from deployerp.domain.api_keys import key_id_of, new_api_key
+from deployerp.domain.base import new_id
+from deployerp.domain.names import check_env_name, check_env_value
+
+
+@pytest.mark.parametrize("name", ["A", "_", "LANG", "a1", "A" * 128, "PG", "MY_PATH", "HOSTNAME", "LD"])
+def test_a_variable_of_the_users_own_is_accepted(name: str) -> None:
+    assert check_env_name(name) == name
+
+
+@pytest.mark.parametrize("name", ["", "A\n", "\nA", "A\r", "1A", "A=B", "A\x00", "Å", "A" * 129])
+def test_what_is_no_variable_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="must be at most 128 letters, digits and underscores"):
+        check_env_name(name)
+
+
+@pytest.mark.parametrize("name", ["PATH", "PGPASSWORD", "LD_PRELOAD", "PYTHONPATH", "ODOO_RC", "DEPLOYERP_X"])
+def test_a_variable_that_others_depend_on_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="reserved"):
+        check_env_name(name)
+
+
+def test_a_value_may_have_lines_and_no_nul() -> None:
+    assert check_env_value("a\nb\t=") == "a\nb\t="
+    with pytest.raises(ValueError, match="NUL"):
+        check_env_value("a\x00")
+
+
+def test_a_token_is_known_by_its_whole_shape() -> None:
+    key, token = new_api_key(new_id(), "test", "read")
+    assert key_id_of(token) == key.key_id
+    assert token not in repr(key)
+    others = (token + "\n", " " + token, token + "x", token[:-1], token.upper(), token.replace("_", "-"), "")
+    for changed in others:
+        assert key_id_of(changed) is None

@@ -1,0 +1,59 @@
+"""Instances beside each other on one server."""
+
+import asyncio
+
+from tests.e2e import world
+from tests.e2e.conftest import House, Shop
+from tests.e2e.plane import SECRET_VARIABLE, Plane, browsing, seconds_of, step_of
+
+OF_ITS_OWN = ("database.uuid", "database.secret")
+
+
+async def identity(house: House, instance_id: str) -> dict[str, str]:
+    """What tells a database from its siblings: parameters, the role's and the administrator's password."""
+    names = ", ".join(f"'{name}'" for name in OF_ITS_OWN)
+    queries = {
+        "odoo": f"SELECT key, value FROM ir_config_parameter WHERE key IN ({names})"
+        " UNION SELECT 'admin', password FROM res_users WHERE login = 'admin'",
+        "postgres": "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL",
+    }
+    found = {}
+    for database, query in queries.items():
+        rows = await world.output_of(
+            *("docker", "exec", house.node, "docker", "exec", "-u", "postgres"),
+            *(f"deployerp-{instance_id}-postgres", "psql", "-Atd", database, "-c", query),
+        )
+        found |= dict(row.split("|", 1) for row in rows.splitlines())
+    return found
+
+
+async def test_two_deploys_at_once_copy_what_the_first_has_made(
+    plane: Plane, house: House, shop: Shop
+) -> None:
+    deployed = await asyncio.gather(plane.deploy(house.id), plane.deploy(house.id))
+    first = step_of(shop.operation, "prepare_database")
+    assert first is not None
+    for _, operation in deployed:
+        step = step_of(operation, "prepare_database")
+        assert step is not None
+        assert step["detail"] == "There is one to copy"
+        assert seconds_of(step) < seconds_of(first) / 5
+        assert seconds_of(operation) < seconds_of(shop.operation)
+    identities = [await identity(house, each) for each in (shop.id, *(one["id"] for one, _ in deployed))]
+    assert identities[0].keys() == {*OF_ITS_OWN, "admin", "odoo", "postgres"}
+    for name in identities[0]:
+        assert len({each[name] for each in identities}) == 3, f"{name} is not the instance's own"
+    for instance, _ in deployed:
+        async with browsing(instance["url"]) as browser:
+            assert await browser.shows_login()
+    await asyncio.gather(*(plane.delete("instances", one["id"]) for one, _ in deployed))
+    async with browsing(shop.url) as browser:
+        assert await browser.shows_login()
+
+
+async def test_a_secret_variable_reaches_odoo_and_nobody_else(plane: Plane, house: House, shop: Shop) -> None:
+    odoo = f"deployerp-{shop.id}-odoo-blue"
+    environment = await world.output_of(
+        "docker", "exec", house.node, "docker", "exec", odoo, "sh", "-c", "echo $E2E_PLAIN $E2E_SECRET"
+    )
+    assert environment.split() == ["seen", SECRET_VARIABLE]

@@ -1,0 +1,175 @@
+"""Records `histories/`: what the workflows do today, which tomorrow's must still be able to replay.
+
+Run it by `make histories` after a workflow has changed on purpose, and look at the difference.
+"""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+
+from deployerp import embedded
+from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
+from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
+from deployerp.domain.messages import AttemptResult, DeliveryOrder
+from tests.workflows.stand_ins import (
+    Play,
+    StandIns,
+    fails,
+    gives,
+    order_for,
+    time_skipping_server,
+    until_cancelled,
+    working,
+)
+
+FOLDER = Path(__file__).with_name("histories")
+_QUEUE = "histories"
+# Its receiver is down all the time.
+_DOWN = AttemptResult(done=False)
+_DELIVERY = DeliveryOrder(
+    delivery_id="00000000-0000-7000-8000-00000000000c",
+    organization_id="00000000-0000-7000-8000-00000000000a",
+    endpoint_id="00000000-0000-7000-8000-00000000000d",
+    event_type="instance.deployed",
+)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One run of a workflow: how its activities behave, and while which of them it is cancelled."""
+
+    name: str
+    workflow: str
+    arguments: tuple[Any, ...] = ()
+    plays: Mapping[str, Play] = field(default_factory=dict)
+    cancel_during: str | None = None
+
+    @property
+    def path(self) -> Path:
+        return FOLDER / f"{self.workflow}.{self.name}.json"
+
+
+def _operation(
+    name: str, resource_type: ResourceType, action: str, *, force: bool = False, **options: Any
+) -> Scenario:
+    order = order_for(resource_type, action, force=force)
+    return Scenario(name, action_of(resource_type, action).workflow, (order,), **options)
+
+
+def _undone(resource_type: ResourceType, action: str, step: str, undo: str) -> list[Scenario]:
+    failure = fails(ImageUnavailable("No registry has the image: name another."))
+    refusal = fails(ProviderRefused("The provider knows the key no more: give another."))
+    busy = fails(EngineError("The engine is busy."), times=1)
+    return [
+        _operation("failed_and_undone", resource_type, action, plays={step: failure}),
+        _operation(
+            "cancelled_and_undone", resource_type, action, plays={step: until_cancelled}, cancel_during=step
+        ),
+        _operation("undone_at_the_second_try", resource_type, action, plays={step: failure, undo: busy}),
+        _operation("failed_and_not_undone", resource_type, action, plays={step: failure, undo: refusal}),
+        _operation(
+            "cancelled_before_its_claim", resource_type, action, plays={"claim_operation": gives(False)}
+        ),
+    ]
+
+
+def _deletions(resource_type: ResourceType, step: str) -> list[Scenario]:
+    refusal = {step: fails(ProviderRefused("The provider knows the key no more: give another."))}
+    return [
+        _operation("failed", resource_type, "delete", plays=refusal),
+        _operation("forced", resource_type, "delete", force=True, plays=refusal),
+    ]
+
+
+# On the development server.
+OPERATIONS = [
+    *(
+        _operation("succeeded", each.resource_type, action)
+        for each in LIFECYCLES.values()
+        for action in each.actions
+    ),
+    *_undone("server", "provision", "check_engine", "destroy_node"),
+    *_undone("instance", "deploy", "start_odoo", "remove_instance"),
+    *_deletions("server", "destroy_node"),
+    *_deletions("instance", "remove_instance"),
+    _operation(
+        "cancelled", "instance", "restart", plays={"start_odoo": until_cancelled}, cancel_during="start_odoo"
+    ),
+    Scenario("succeeded", "Sweep"),
+]  # fmt: skip
+# On the one that skips time.
+DELIVERIES = [
+    Scenario("succeeded", "DeliverWebhook", (_DELIVERY,)),
+    Scenario(
+        "succeeded_at_the_third_try", "DeliverWebhook", (_DELIVERY,),
+        plays={"attempt_delivery": gives(AttemptResult(False, retry_after=7200), _DOWN, AttemptResult(True))},
+    ),
+    Scenario("given_up", "DeliverWebhook", (_DELIVERY,), plays={"attempt_delivery": gives(_DOWN)}),
+]  # fmt: skip
+
+
+async def record(client: Client, scenario: Scenario) -> str:
+    """The history of a run of the scenario, as JSON without what tells of this machine."""
+    stand_ins = StandIns(scenario.plays)
+    queue = f"{_QUEUE}-{scenario.workflow}-{scenario.name}"
+    async with working(client, stand_ins, queue):
+        handle: WorkflowHandle[Any, Any] = await client.start_workflow(
+            scenario.workflow,
+            args=scenario.arguments,
+            id=f"{scenario.workflow}-{scenario.name}",
+            task_queue=queue,
+        )
+        if scenario.cancel_during:
+            await stand_ins.reached(scenario.cancel_during)
+            await handle.cancel()
+        with suppress(WorkflowFailureError):
+            await handle.result()
+    history = json.loads((await handle.fetch_history()).to_json())
+    return json.dumps(_anonymous(history), indent=1, ensure_ascii=False) + "\n"
+
+
+def _anonymous(value: Any) -> Any:
+    """Without the names of processes and machines and the paths of this checkout; replaying needs none."""
+    if isinstance(value, list):
+        return [_anonymous(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    # The sticky queue is named by the machine; the queue it stands for is what a replay knows.
+    kept = {
+        key: each for key, each in value.items() if key not in ("identity", "stackTrace", "stickyAttributes")
+    }
+    if kept.get("kind") == "TASK_QUEUE_KIND_STICKY":
+        kept["name"] = "sticky"
+    return {key: _anonymous(each) for key, each in kept.items()}
+
+
+async def main() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    recorded = {}
+    with tempfile.TemporaryDirectory() as home:
+        ports = embedded.Ports.free()
+        settings = embedded.embedded_settings(Path(home), ports)
+        async with embedded.services(settings, ports):
+            client = await Client.connect(f"127.0.0.1:{ports.temporal}", identity="recorder")
+            for scenario in OPERATIONS:
+                recorded[scenario.path] = await record(client, scenario)
+    skipping = await WorkflowEnvironment.start_time_skipping(test_server_existing_path=time_skipping_server())
+    async with skipping:
+        for scenario in DELIVERIES:
+            recorded[scenario.path] = await record(skipping.client, scenario)
+    for path in set(FOLDER.glob("*.json")) - recorded.keys():
+        path.unlink()
+    for path, history in recorded.items():
+        path.write_text(history)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

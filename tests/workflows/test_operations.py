@@ -1,0 +1,377 @@
+"""How operations run on a real Temporal: the real workflows and interceptor, with stand-ins for steps."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from uuid import uuid4
+
+import pytest
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.testing import WorkflowEnvironment
+
+from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
+from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
+from deployerp.domain.messages import OperationEnd, OperationOrder
+from deployerp.domain.steps import STEPS
+from deployerp.worker import WORKFLOWS
+from tests.workflows.stand_ins import (
+    REAL,
+    StandIns,
+    fails,
+    gives,
+    order_for,
+    time_skipping_server,
+    until,
+    until_cancelled,
+    working,
+)
+
+PROVISION = order_for("server", "provision")
+DEPLOY = order_for("instance", "deploy")
+SECRET = "correct-horse-battery-staple"
+
+# What an operator sees, in this order.
+STEPS_OF: dict[tuple[ResourceType, str], list[str]] = {
+    ("server", "provision"): [
+        "prepare_keys", "create_node", "wait_for_node", "wait_for_ssh", "prepare_host", "check_engine",
+        "start_caddy",
+    ],
+    ("server", "start"): ["start_node", "wait_for_node", "wait_for_ssh", "check_engine", "start_caddy"],
+    ("server", "stop"): ["stop_node"],
+    ("server", "restart"): ["reboot_node", "wait_for_node", "wait_for_ssh", "check_engine", "start_caddy"],
+    ("server", "delete"): ["destroy_node"],
+    ("instance", "deploy"): [
+        "pull_images", "prepare_database", "create_network", "create_volumes", "start_postgres",
+        "personalise_database", "start_odoo", "wait_for_odoo", "create_route", "check_login",
+    ],
+    ("instance", "start"): ["start_postgres", "start_odoo", "wait_for_odoo", "create_route", "check_login"],
+    ("instance", "stop"): ["stop_containers"],
+    ("instance", "restart"): [
+        "stop_containers", "start_postgres", "start_odoo", "wait_for_odoo", "create_route", "check_login",
+    ],
+    ("instance", "delete"): ["remove_instance"],
+}  # fmt: skip
+UNDO_OF = {("server", "provision"): "destroy_node", ("instance", "deploy"): "remove_instance"}
+# A failure before this step has nothing to undo.
+FIRST_UNDONE = {("server", "provision"): "create_node", ("instance", "deploy"): "create_network"}
+
+
+@pytest.fixture(scope="module")
+async def client(temporal_address: str) -> Client:
+    return await Client.connect(temporal_address)
+
+
+@pytest.fixture(scope="module")
+async def skipping() -> AsyncIterator[Client]:
+    """A server that waits for no timer, for what is tried again."""
+    path = time_skipping_server()
+    async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=path) as environment:
+        yield environment.client
+
+
+async def begin(client: Client, order: OperationOrder, queue: str) -> WorkflowHandle:
+    name = action_of(order.resource_type, order.action).workflow
+    return await client.start_workflow(name, order, id=f"{order.workflow_id}-{uuid4()}", task_queue=queue)
+
+
+async def ended(handle: WorkflowHandle) -> WorkflowExecutionStatus:
+    """How the workflow closed, once it has."""
+    with contextlib.suppress(WorkflowFailureError):
+        await asyncio.wait_for(handle.result(), 60)
+    status = (await handle.describe()).status
+    assert status is not None
+    return status
+
+
+async def run(client: Client, order: OperationOrder, stand_ins: StandIns) -> WorkflowExecutionStatus:
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue):
+        return await ended(await begin(client, order, queue))
+
+
+async def run_and_cancel(
+    client: Client, order: OperationOrder, stand_ins: StandIns, during: str, *, times: int = 1
+) -> WorkflowExecutionStatus:
+    """Cancels while `during` runs; what it plays has to end by that or by itself."""
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue):
+        handle = await begin(client, order, queue)
+        await stand_ins.reached(during)
+        for _ in range(times):
+            await handle.cancel()
+        return await ended(handle)
+
+
+def the_end(stand_ins: StandIns) -> OperationEnd:
+    [end] = stand_ins.ends
+    return end
+
+
+# What there is
+
+
+def test_every_lifecycle_row_names_a_registered_workflow_and_the_reverse() -> None:
+    named = [row.workflow for each in LIFECYCLES.values() for row in each.actions.values()]
+    registered = {workflow.__name__ for workflow in WORKFLOWS}
+    assert len(named) == len(set(named))
+    assert registered == {*named, "DeliverWebhook", "Sweep"}
+
+
+def test_every_action_has_its_steps_here() -> None:
+    rows = [(each.resource_type, name) for each in LIFECYCLES.values() for name in each.actions]
+    assert list(STEPS_OF) == rows
+
+
+def test_every_step_has_words_and_all_words_are_of_steps() -> None:
+    used = {step for steps in STEPS_OF.values() for step in steps} | set(UNDO_OF.values())
+    assert set(STEPS) == used
+    assert used <= set(REAL)
+    assert all(title and not title.endswith(".") for title in STEPS.values())
+
+
+# How it goes
+
+
+@pytest.mark.parametrize(("resource_type", "action"), STEPS_OF)
+async def test_an_operation_claims_does_its_steps_in_order_and_ends(
+    client: Client, resource_type: ResourceType, action: str
+) -> None:
+    stand_ins = StandIns()
+    order = order_for(resource_type, action)
+    assert await run(client, order, stand_ins) == WorkflowExecutionStatus.COMPLETED
+    steps = STEPS_OF[resource_type, action]
+    assert stand_ins.calls == ["claim_operation", *steps, "end_operation"]
+    assert stand_ins.steps == {step: ["running", "succeeded"] for step in steps}
+    assert the_end(stand_ins) == OperationEnd(order, "succeeded")
+
+
+FAILURES = [(*kind, step) for kind in UNDO_OF for step in STEPS_OF[kind]]
+
+
+@pytest.mark.parametrize(("resource_type", "action", "step"), FAILURES)
+async def test_what_was_begun_is_undone_and_nothing_else(
+    client: Client, resource_type: ResourceType, action: str, step: str
+) -> None:
+    steps = STEPS_OF[resource_type, action]
+    stand_ins = StandIns({step: fails(ImageUnavailable("No such image: name another."))})
+    order = order_for(resource_type, action)
+    assert await run(client, order, stand_ins) == WorkflowExecutionStatus.FAILED
+    done = steps[: steps.index(step) + 1]
+    # The undo of the step that has failed is among it: it may have half happened.
+    undone = [UNDO_OF[resource_type, action]] if FIRST_UNDONE[resource_type, action] in done else []
+    assert stand_ins.calls == ["claim_operation", *done, *undone, "end_operation"]
+    assert the_end(stand_ins) == OperationEnd(
+        order, "failed", "image_unavailable", "No such image: name another."
+    )
+
+
+async def test_a_step_that_may_yet_succeed_is_tried_again(skipping: Client) -> None:
+    stand_ins = StandIns({"start_odoo": fails(EngineError("The engine is busy."), times=3)})
+    assert await run(skipping, DEPLOY, stand_ins) == WorkflowExecutionStatus.COMPLETED
+    assert stand_ins.calls.count("start_odoo") == 4
+    assert stand_ins.steps["start_odoo"] == ["running", "failed: The engine is busy."] * 3 + [
+        "running",
+        "succeeded",
+    ]
+    assert the_end(stand_ins).outcome == "succeeded"
+
+
+async def test_a_step_is_given_up_and_undone_after_four_tries(skipping: Client) -> None:
+    stand_ins = StandIns({"start_odoo": fails(EngineError("The engine is busy."))})
+    assert await run(skipping, DEPLOY, stand_ins) == WorkflowExecutionStatus.FAILED
+    assert stand_ins.calls[-6:] == [*["start_odoo"] * 4, "remove_instance", "end_operation"]
+    assert the_end(stand_ins) == OperationEnd(DEPLOY, "failed", "engine_error", "The engine is busy.")
+
+
+async def test_undoing_is_tried_until_it_succeeds(skipping: Client) -> None:
+    stand_ins = StandIns(
+        {
+            "check_engine": fails(ProviderRefused("No quota.")),
+            "destroy_node": fails(EngineError("The cloud is busy."), times=6),
+        }
+    )
+    assert await run(skipping, PROVISION, stand_ins) == WorkflowExecutionStatus.FAILED
+    assert stand_ins.calls[-8:] == [*["destroy_node"] * 7, "end_operation"]
+    assert the_end(stand_ins) == OperationEnd(PROVISION, "failed", "provider_refused", "No quota.")
+
+
+async def test_undoing_that_no_try_can_mend_is_told_in_the_end(client: Client) -> None:
+    stand_ins = StandIns(
+        {
+            "create_node": fails(ProviderRefused("The cloud does not know the key: give another.")),
+            "destroy_node": fails(ProviderRefused("The cloud does not know the key: give another.")),
+        }
+    )
+    assert await run(client, PROVISION, stand_ins) == WorkflowExecutionStatus.FAILED
+    assert stand_ins.calls[-2:] == ["destroy_node", "end_operation"]
+    assert the_end(stand_ins) == OperationEnd(
+        PROVISION,
+        "failed",
+        "provider_refused",
+        "The cloud does not know the key: give another."
+        " “Destroy the machine” failed too: The cloud does not know the key: give another."
+        " Put that right, then delete the server.",
+    )
+
+
+# What people are told
+
+
+async def test_what_a_library_says_never_leaves_the_worker(skipping: Client) -> None:
+    stand_ins = StandIns({"personalise_database": fails(ValueError(f"cannot use {SECRET}"))})
+    queue = f"operations-{uuid4()}"
+    async with working(skipping, stand_ins, queue):
+        handle = await begin(skipping, DEPLOY, queue)
+        assert await ended(handle) == WorkflowExecutionStatus.FAILED
+    end = the_end(stand_ins)
+    assert (end.outcome, end.code) == ("failed", "internal_error")
+    assert "ValueError" in str(end.message)
+    history = await handle.fetch_history()
+    assert "ValueError" in history.to_json()
+    assert SECRET not in history.to_json() + repr(end) + repr(stand_ins.steps)
+
+
+async def test_a_known_error_keeps_its_words_and_its_cause_is_left_behind(client: Client) -> None:
+    error = ImageUnavailable("No registry has the image: name another.")
+    error.__cause__ = ValueError(f"https://user:{SECRET}@registry")
+    stand_ins = StandIns({"pull_images": fails(error)})
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue):
+        handle = await begin(client, DEPLOY, queue)
+        assert await ended(handle) == WorkflowExecutionStatus.FAILED
+    assert the_end(stand_ins).message == "No registry has the image: name another."
+    assert SECRET not in (await handle.fetch_history()).to_json()
+
+
+# Cancellation
+
+
+async def test_what_was_cancelled_before_its_claim_does_no_step(client: Client) -> None:
+    stand_ins = StandIns({"claim_operation": gives(False)})
+    # Nobody has told Temporal of it.
+    assert await run(client, DEPLOY, stand_ins) == WorkflowExecutionStatus.FAILED
+    assert stand_ins.calls == ["claim_operation", "end_operation"]
+    assert the_end(stand_ins).outcome == "cancelled"
+
+
+async def test_what_was_cancelled_before_a_worker_saw_it_is_closed_all_the_same(client: Client) -> None:
+    stand_ins = StandIns()
+    queue = f"operations-{uuid4()}"
+    handle = await begin(client, DEPLOY, queue)
+    await handle.cancel()
+    async with working(client, stand_ins, queue):
+        assert await ended(handle) == WorkflowExecutionStatus.CANCELED
+    assert stand_ins.steps_run == []
+    assert the_end(stand_ins) == OperationEnd(
+        DEPLOY, "cancelled", "cancelled", "The operation was cancelled."
+    )
+
+
+async def test_a_cancellation_while_it_claims_does_no_step(client: Client) -> None:
+    claimed = asyncio.Event()
+    stand_ins = StandIns({"claim_operation": until(claimed, result=True)})
+    asyncio.get_running_loop().call_later(1, claimed.set)
+    status = await run_and_cancel(client, DEPLOY, stand_ins, during="claim_operation")
+    assert status == WorkflowExecutionStatus.CANCELED
+    assert stand_ins.calls == ["claim_operation", "end_operation"]
+    assert the_end(stand_ins).outcome == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("order", "step", "undone"),
+    [
+        (PROVISION, "prepare_keys", []),
+        (PROVISION, "wait_for_ssh", ["destroy_node"]),
+        (DEPLOY, "prepare_database", []),
+        (DEPLOY, "create_network", ["remove_instance"]),
+        (DEPLOY, "check_login", ["remove_instance"]),
+        (order_for("instance", "restart"), "start_odoo", []),
+    ],
+)
+async def test_a_cancellation_stops_the_step_and_undoes(
+    client: Client, order: OperationOrder, step: str, undone: list[str]
+) -> None:
+    stand_ins = StandIns({step: until_cancelled})
+    status = await run_and_cancel(client, order, stand_ins, during=step)
+    assert status == WorkflowExecutionStatus.CANCELED
+    # The step has come to its end before its undoing begins.
+    assert stand_ins.steps[step] == ["running", "failed: Interrupted."]
+    assert stand_ins.calls[-len(undone) - 2 :] == [step, *undone, "end_operation"]
+    assert the_end(stand_ins) == OperationEnd(order, "cancelled", "cancelled", "The operation was cancelled.")
+
+
+async def test_a_cancellation_that_comes_too_late_changes_nothing(client: Client) -> None:
+    ending = asyncio.Event()
+    stand_ins = StandIns({"end_operation": until(ending)})
+    asyncio.get_running_loop().call_later(1, ending.set)
+    status = await run_and_cancel(client, DEPLOY, stand_ins, during="end_operation")
+    assert status == WorkflowExecutionStatus.COMPLETED
+    assert stand_ins.calls.count("end_operation") == 1
+    assert the_end(stand_ins) == OperationEnd(DEPLOY, "succeeded")
+
+
+async def test_a_cancellation_does_not_stop_the_undoing(client: Client) -> None:
+    undone = asyncio.Event()
+    stand_ins = StandIns(
+        {"check_login": fails(ImageUnavailable("It broke.")), "remove_instance": until(undone)}
+    )
+    asyncio.get_running_loop().call_later(1, undone.set)
+    status = await run_and_cancel(client, DEPLOY, stand_ins, during="remove_instance", times=2)
+    assert status == WorkflowExecutionStatus.FAILED
+    assert stand_ins.steps["remove_instance"] == ["running", "succeeded"]
+    assert the_end(stand_ins) == OperationEnd(DEPLOY, "failed", "image_unavailable", "It broke.")
+
+
+async def test_a_second_cancellation_does_not_stop_the_undoing_of_the_first(client: Client) -> None:
+    undone = asyncio.Event()
+    stand_ins = StandIns({"start_odoo": until_cancelled, "remove_instance": until(undone)})
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue):
+        handle = await begin(client, DEPLOY, queue)
+        await stand_ins.reached("start_odoo")
+        await handle.cancel()
+        await stand_ins.reached("remove_instance")
+        await handle.cancel()
+        await asyncio.sleep(0.5)
+        undone.set()
+        assert await ended(handle) == WorkflowExecutionStatus.CANCELED
+    assert stand_ins.steps["remove_instance"] == ["running", "succeeded"]
+    assert the_end(stand_ins).outcome == "cancelled"
+
+
+# Deletion by force
+
+DELETIONS = [("server", "destroy_node"), ("instance", "remove_instance")]
+
+
+@pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
+async def test_a_deletion_by_force_forgets_what_cannot_be_reached(
+    skipping: Client, resource_type: ResourceType, step: str
+) -> None:
+    stand_ins = StandIns({step: fails(EngineError("It does not answer."))})
+    order = order_for(resource_type, "delete", force=True)
+    assert await run(skipping, order, stand_ins) == WorkflowExecutionStatus.COMPLETED
+    assert stand_ins.calls == ["claim_operation", *[step] * 4, "end_operation"]
+    assert stand_ins.steps[step][-1] == "failed: It does not answer."
+    assert the_end(stand_ins) == OperationEnd(order, "succeeded")
+
+
+@pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
+async def test_a_deletion_without_force_fails_when_it_cannot_remove(
+    skipping: Client, resource_type: ResourceType, step: str
+) -> None:
+    stand_ins = StandIns({step: fails(EngineError("It does not answer."))})
+    order = order_for(resource_type, "delete")
+    assert await run(skipping, order, stand_ins) == WorkflowExecutionStatus.FAILED
+    assert the_end(stand_ins) == OperationEnd(order, "failed", "engine_error", "It does not answer.")
+
+
+@pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
+async def test_a_deletion_by_force_that_is_cancelled_forgets_nothing(
+    client: Client, resource_type: ResourceType, step: str
+) -> None:
+    stand_ins = StandIns({step: until_cancelled})
+    order = order_for(resource_type, "delete", force=True)
+    status = await run_and_cancel(client, order, stand_ins, during=step)
+    assert status == WorkflowExecutionStatus.CANCELED
+    assert the_end(stand_ins).outcome == "cancelled"
