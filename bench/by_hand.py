@@ -28,7 +28,8 @@ _UNTIL_POSTGRES = 'until docker exec "$1" pg_isready --quiet --host 127.0.0.1; d
 _TELL_CADDY = """
 use IO::Socket::UNIX;
 my $caddy = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die "no socket";
-local $/; print $caddy <STDIN>; $caddy->flush; my $answer = <$caddy>;
+my $request = do { local $/; <STDIN> };
+print $caddy $request; $caddy->flush; my $answer = <$caddy>;
 print $answer; exit($answer =~ m{^HTTP/1.[01] 200} ? 0 : 1);
 """
 _PATIENCE = ("timeout", "60")
@@ -56,13 +57,13 @@ class Shell:
 
     async def run(self, command: Sequence[str], input: bytes | None = None) -> str:
         """What a command prints, its errors too. Raises `CommandFailed`."""
-        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101
+        into, out_of = self._process.stdin, self._process.stdout
+        assert into is not None  # noqa: S101
+        assert out_of is not None  # noqa: S101
         fed = f"base64 -d <<<'{base64.b64encode(input or b'').decode()}'"
-        self._process.stdin.write(
-            f"{fed} | {shlex.join(command)} 2>&1; printf '\\n%s %s\\n' '{self._ends}' $?\n".encode()
-        )
+        into.write(f"{fed} | {shlex.join(command)} 2>&1; printf '\\n%s %s\\n' '{self._ends}' $?\n".encode())
         lines: list[str] = []
-        while line := (await self._process.stdout.readline()).decode():
+        while line := (await out_of.readline()).decode():
             if line.startswith(self._ends):
                 break
             lines.append(line)
@@ -105,7 +106,7 @@ class ByHand:
         async with self._step("start_postgres"):
             await self._create(parts.postgres_spec())
             await self._type("docker", "start", parts.postgres)
-            await self._type(*_PATIENCE, "bash", "-c", _UNTIL_POSTGRES, "bash", parts.postgres)
+            await self._type("bash", "-c", _UNTIL_POSTGRES, "bash", parts.postgres)
         async with self._step("personalise_database"):
             await self._psql("postgres", odoo.set_passwords_sql(passwords[0]))
             await self._psql(odoo.DATABASE, odoo.personalise_sql(passwords[1], f"http://{self.hostname}"))
@@ -155,7 +156,7 @@ class ByHand:
         await self._type(*execute, *psql, input=sql.encode())
 
     async def _until_open(self, address: str, port: int, path: str, host: str) -> None:
-        await self._type(*_PATIENCE, "bash", "-c", _UNTIL_OPEN, "bash", address, str(port), path, host)
+        await self._type("bash", "-c", _UNTIL_OPEN, "bash", address, str(port), path, host)
 
     async def _tell_caddy(self, method: str, path: str, body: object = None) -> None:
         content = json.dumps(body) if body is not None else ""

@@ -15,11 +15,12 @@ from pathlib import Path
 import httpx
 import pytest
 from alembic import command
+from fastapi import FastAPI
 from sqlalchemy import text
 
 from deployerp import embedded
 from deployerp.activities.records import Records
-from deployerp.api.app import create_app
+from deployerp.api.app import create_app, open_context
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.database import SessionFactory, open_database, session_factory
 from deployerp.domain.errors import DeployError
@@ -184,12 +185,17 @@ class Client:
 
 @asynccontextmanager
 async def open_api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The API in this process, with its lifespan run."""
-    app = create_app(settings)
-    async with app.router.lifespan_context(app):
+    """The API in this process."""
+    # An application builds its routes with its first request, which takes longer than most tests.
+    app = _IDLE_APPS.pop() if _IDLE_APPS else create_app(Settings.model_construct())
+    async with open_context(settings) as app.state.context:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
             yield http
+    _IDLE_APPS.append(app)
+
+
+_IDLE_APPS: list[FastAPI] = []
 
 
 async def new_client(

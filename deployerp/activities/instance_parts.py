@@ -111,7 +111,7 @@ def preparation_of(instance: Instance, images: Images, image_ids: tuple[str, ...
     prefix = f"deployerp-prepared-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
     parts = Parts(
         prefix=f"{prefix}-{instance.id}",
-        labels=instance_labels(instance.id),
+        labels=instance_labels(instance.id) | {PREPARED_LABEL: prefix},
         images=images,
         volumes=Volumes(f"{prefix}-pgdata", f"{prefix}-filestore"),
     )

@@ -76,9 +76,6 @@ class InstanceActivities:
             prepared = await prepared_databases.prepare(site.host, site.instance, parts.images)
             copies = {prepared.pgdata: parts.volumes.pgdata, prepared.filestore: parts.volumes.filestore}
             for source, target in copies.items():
-                # A copy that broke off must not mix with the next.
-                await engine.remove_volume(target)
-                await engine.ensure_volume(target, parts.labels)
                 await engine.copy_volume(source, target, parts.images.postgres, parts.labels)
 
     @activity.defn

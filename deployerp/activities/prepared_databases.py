@@ -28,7 +28,7 @@ async def prepare(host: Host, instance: Instance, images: Images) -> Volumes:
         if complete in await engine.find_volumes({PREPARED_LABEL: None}):
             tell("There is one to copy")
             return parts.volumes
-        # What a killed predecessor left is of unknown worth.
+        # What a killed predecessor left, also for another instance, is of unknown worth and in the way.
         await _discard(engine, parts)
         try:
             await _make(engine, parts)
@@ -60,11 +60,7 @@ async def _make(engine: Engine, parts: Parts) -> None:
 
 
 async def _discard(engine: Engine, parts: Parts) -> None:
-    for container in (parts.odoo, parts.postgres):
-        await engine.remove_container(container)
-    await engine.remove_network(parts.network)
-    for volume in (parts.volumes.pgdata, parts.volumes.filestore):
-        await engine.remove_volume(volume)
+    await engine.remove_labelled(_prepared_label(parts))
 
 
 async def start_postgres(engine: Engine, parts: Parts) -> None:
@@ -106,4 +102,4 @@ async def _image_ids(engine: Engine, images: Images) -> tuple[str, ...]:
 
 
 def _prepared_label(parts: Parts) -> dict[str, str]:
-    return {PREPARED_LABEL: parts.volumes.pgdata.removesuffix("-pgdata")}
+    return {PREPARED_LABEL: parts.labels[PREPARED_LABEL]}

@@ -38,20 +38,26 @@ ROUTERS = (
 )
 
 
+@asynccontextmanager
+async def open_context(settings: Settings) -> AsyncIterator[Context]:
+    """What requests share."""
+    database = open_database(settings.database_url)
+    yield Context(
+        settings=settings,
+        sessions=session_factory(database),
+        temporal=await Temporal.open(settings),
+        vault=Vault(settings.encryption_keys),
+    )
+    await database.dispose()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The API over the database and the Temporal of the settings; both are opened when it starts."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        database = open_database(settings.database_url)
-        app.state.context = Context(
-            settings=settings,
-            sessions=session_factory(database),
-            temporal=await Temporal.open(settings),
-            vault=Vault(settings.encryption_keys),
-        )
-        yield
-        await database.dispose()
+        async with open_context(settings) as app.state.context:
+            yield
 
     app: FastAPI = FastAPIOffline(
         title="deployERP",

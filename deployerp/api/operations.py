@@ -9,7 +9,6 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -65,12 +64,6 @@ class OperationSummary(View):
 
 class OperationRead(OperationSummary):
     steps: list[StepRead]
-
-
-class Accepted(BaseModel):
-    """The part of a 202 that tells where to follow what was begun."""
-
-    operation: OperationSummary
 
 
 def location_of(operation: Operation) -> str:

@@ -161,7 +161,7 @@ class Engine(Images, NetworksAndVolumes, EngineConnection):
         labels: Mapping[str, str],
         timeout: float = 3600,
     ) -> None:
-        """Copy everything in one volume into another, owners and times too, with the `cp` of an image."""
+        """Make the volume `target` anew: a copy of `source`, owners and times too, by an image's `cp`."""
         spec = ContainerSpec(
             name=f"{target}.copy",
             image=image,
@@ -171,6 +171,10 @@ class Engine(Images, NetworksAndVolumes, EngineConnection):
             user="0",
             volumes={source: "/source", target: "/target"},
         )
+        # A copy that broke off must not mix with this one, and its container holds on to the volume.
+        await self._remove(spec.name)
+        await self.remove_volume(target)
+        await self.ensure_volume(target, labels)
         await self.run_once(spec, timeout)
 
     # Everything of a label

@@ -35,6 +35,10 @@ async def test_a_server_is_provisioned(plane: Plane, house: House) -> None:
     assert house.node in details["create_node"]
     assert server["engineVersion"] in details["check_engine"]
     assert "container deployerp-caddy" in await house.contents()
+    # The one volume it has is labelled: there is none without a name, which nobody would find again.
+    mounts = await world.output_of("docker", "inspect", "-f", "{{json .Mounts}}", house.node)
+    volumes = [mount["Name"] for mount in json.loads(mounts) if mount["Type"] == "volume"]
+    assert sorted([house.node, *volumes]) == await world.left_of_server(house.id)
 
 
 async def test_an_instance_lives_its_life(plane: Plane, house: House, shop: Shop) -> None:

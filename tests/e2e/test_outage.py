@@ -1,7 +1,6 @@
 """Temporal is away when work comes in: it is accepted, and begins when Temporal is back."""
 
 import asyncio
-import os
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from tests.conftest import Client, new_client, open_api, settings_for
 from tests.e2e.faults import MESSAGE
 from tests.e2e.plane import Workplace
 
-AWAY_SECONDS = float(os.environ.get("AWAY", 6))
+AWAY_SECONDS = 6
 
 
 async def test_work_is_accepted_while_temporal_is_away(postgres_url: str, tmp_path: Path) -> None:

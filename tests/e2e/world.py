@@ -42,7 +42,6 @@ async def nodes_of(server_id: str) -> list[str]:
 
 async def left_of_server(server_id: str) -> list[str]:
     """Containers and volumes on this machine that belong to a server."""
-    # Nodes and their volumes are found by name too, in case that one had lost its label.
     label = f"label=deployerp.server={server_id}"
     volumes = await output_of("docker", "volume", "ls", "--filter", label, "--format", "{{.Name}}")
     return sorted(await nodes_of(server_id) + volumes.split())

@@ -5,7 +5,7 @@ import inspect
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -138,12 +138,14 @@ def until(event: asyncio.Event, result: Any = None) -> Play:
 
 
 @asynccontextmanager
-async def working(client: Client, stand_ins: StandIns, task_queue: str) -> AsyncIterator[None]:
+async def working(
+    client: Client, stand_ins: StandIns, task_queue: str, workflows: Sequence[type] = WORKFLOWS
+) -> AsyncIterator[None]:
     """Our workflows and interceptor at work, with stand-ins for what they do."""
     async with Worker(
         client,
         task_queue=task_queue,
-        workflows=WORKFLOWS,
+        workflows=workflows,
         activities=stand_ins.activities(),
         interceptors=[ActivityInterceptor(stand_ins)],  # type: ignore[arg-type]
         identity="worker",

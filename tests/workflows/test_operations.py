@@ -6,14 +6,18 @@ from collections.abc import AsyncIterator
 from uuid import uuid4
 
 import pytest
+from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.testing import WorkflowEnvironment
 
+from deployerp.activities.instances import InstanceActivities
+from deployerp.activities.servers import ServerActivities
 from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
 from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
 from deployerp.domain.messages import OperationEnd, OperationOrder
 from deployerp.domain.steps import STEPS
 from deployerp.worker import WORKFLOWS
+from deployerp.workflows.operations import OperationRun, run_operation
 from tests.workflows.stand_ins import (
     REAL,
     StandIns,
@@ -53,7 +57,7 @@ STEPS_OF: dict[tuple[ResourceType, str], list[str]] = {
 }  # fmt: skip
 UNDO_OF = {("server", "provision"): "destroy_node", ("instance", "deploy"): "remove_instance"}
 # A failure before this step has nothing to undo.
-FIRST_UNDONE = {("server", "provision"): "create_node", ("instance", "deploy"): "create_network"}
+FIRST_UNDONE = {("server", "provision"): "create_node", ("instance", "deploy"): "prepare_database"}
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +218,34 @@ async def test_undoing_that_no_try_can_mend_is_told_in_the_end(client: Client) -
     )
 
 
+@workflow.defn(sandboxed=False)
+class TwoUndone:
+    """More than any workflow of ours has to undo as yet."""
+
+    @workflow.run
+    async def run(self, order: OperationOrder) -> None:
+        await run_operation(order, self._steps)
+
+    async def _steps(self, run: OperationRun) -> None:
+        await run.step(ServerActivities.create_node, undo=ServerActivities.destroy_node)
+        await run.step(InstanceActivities.create_network, undo=InstanceActivities.remove_instance)
+        await run.step(InstanceActivities.create_volumes, undo=InstanceActivities.remove_instance)
+        await run.step(InstanceActivities.start_odoo)
+
+
+@pytest.mark.parametrize("refused", [False, True])
+async def test_undoing_goes_backwards_and_past_what_cannot_be_undone(client: Client, refused: bool) -> None:
+    stand_ins = StandIns({"start_odoo": fails(ImageUnavailable("It broke."))})
+    if refused:
+        stand_ins.plays["remove_instance"] = fails(ProviderRefused("It may not."))
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue, [TwoUndone]):
+        handle = await client.start_workflow(TwoUndone.run, DEPLOY, id=queue, task_queue=queue)
+        assert await ended(handle) == WorkflowExecutionStatus.FAILED
+    assert stand_ins.calls[-4:] == ["start_odoo", "remove_instance", "destroy_node", "end_operation"]
+    assert ("It may not." in str(the_end(stand_ins).message)) is refused
+
+
 # What people are told
 
 
@@ -282,8 +314,8 @@ async def test_a_cancellation_while_it_claims_does_no_step(client: Client) -> No
     [
         (PROVISION, "prepare_keys", []),
         (PROVISION, "wait_for_ssh", ["destroy_node"]),
-        (DEPLOY, "prepare_database", []),
-        (DEPLOY, "create_network", ["remove_instance"]),
+        (DEPLOY, "pull_images", []),
+        (DEPLOY, "prepare_database", ["remove_instance"]),
         (DEPLOY, "check_login", ["remove_instance"]),
         (order_for("instance", "restart"), "start_odoo", []),
     ],
