@@ -51,9 +51,11 @@ class Shell:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
         )
-        yield cls(process)
-        # It ends with its input.
-        await process.communicate()
+        try:
+            yield cls(process)
+        finally:
+            # It ends with its input.
+            await process.communicate(b"")
 
     async def run(self, command: Sequence[str], input: bytes | None = None) -> str:
         """What a command prints, its errors too. Raises `CommandFailed`."""

@@ -12,7 +12,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -33,6 +32,7 @@ from deployerp.activities.servers import ServerActivities
 from deployerp.demo import Api
 from deployerp.domain import logs
 from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.errors import DeployError
 from deployerp.domain.messages import OperationOrder
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
@@ -203,30 +203,37 @@ def _told(figures: dict[str, float]) -> str:
     return f"{figures['median']} ms ({figures['min']} to {figures['max']})"
 
 
+async def measure(home: Path) -> dict[str, Any]:
+    ports = embedded.Ports.free()
+    settings = embedded.embedded_settings(home, ports)
+    # Each part has a queue of its own: what the first leaves waiting must not hold up the second.
+    first, second = (
+        settings.model_copy(update={"temporal_task_queue": name}) for name in ("answers", "operations")
+    )
+    async with embedded.services(settings, ports):
+        await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
+        async with (
+            running(home, "serve", environment=embedded.environment_of(first)) as process,
+            client_of(home, ports.api, process) as api,
+        ):
+            answers, cpu = await answer_times(api, process.pid)
+        async with (
+            running(home, "serve", environment=embedded.environment_of(second)) as process,
+            client_of(home, ports.api, process) as api,
+        ):
+            return summary(answers, cpu, await operations(api, second))
+
+
 async def main() -> int:
     logs.configure("WARNING")
-    async with AsyncExitStack() as stack:
-        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="deployerp-bench-")))
-        ports = embedded.Ports.free()
-        settings = embedded.embedded_settings(home, ports)
-        await stack.enter_async_context(embedded.services(settings, ports))
-        await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
-        # Each part has a queue of its own: what the first leaves waiting must not hold up the second.
-        first, second = (
-            settings.model_copy(update={"temporal_task_queue": name}) for name in ("answers", "operations")
-        )
-        async with asyncio.timeout(_SECONDS):
-            async with (
-                running(home, "serve", environment=embedded.environment_of(first)) as process,
-                client_of(home, ports.api, process) as api,
-            ):
-                answers, cpu = await answer_times(api, process.pid)
-            async with (
-                running(home, "serve", environment=embedded.environment_of(second)) as process,
-                client_of(home, ports.api, process) as api,
-            ):
-                measured = await operations(api, second)
-    figures = summary(answers, cpu, measured)
+    with tempfile.TemporaryDirectory(prefix="deployerp-bench-") as home:
+        try:
+            async with asyncio.timeout(_SECONDS):
+                figures = await measure(Path(home))
+        except (DeployError, TimeoutError) as error:
+            reason = error.message if isinstance(error, DeployError) else f"not done within {_SECONDS} s"
+            sys.stdout.write(json.dumps({"bench": "operations", "error": reason}) + "\n")
+            return 1
     show(figures)
     sys.stdout.write(json.dumps(figures) + "\n")
     return 0

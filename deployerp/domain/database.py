@@ -21,6 +21,9 @@ from deployerp.domain.base import metadata
 
 __all__ = ["SessionFactory", "metadata", "open_database", "session_factory"]
 
+# The text of an error goes to logs, and a row's values do not belong there.
+_HIDE_VALUES = True
+
 SessionFactory = Callable[[], AsyncSession]
 
 
@@ -28,8 +31,10 @@ def open_database(url: str) -> AsyncEngine:
     """An engine for `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`."""
     if not url.startswith("sqlite"):
         # Small pools beat large ones when the work per statement is short.
-        return create_async_engine(url, pool_size=4, max_overflow=8, pool_pre_ping=True)
-    engine = create_async_engine(url, connect_args={"timeout": 30})
+        return create_async_engine(
+            url, pool_size=4, max_overflow=8, pool_pre_ping=True, hide_parameters=_HIDE_VALUES
+        )
+    engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=_HIDE_VALUES)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     return engine

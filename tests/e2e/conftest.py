@@ -1,7 +1,7 @@
 """Everything real: one control plane and one server, shared by these tests and removed after them."""
 
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ async def plane(
 
 
 @pytest.fixture(autouse=True)
-def no_fault_is_left(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+def no_fault_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """A planned fault that never happened would let a test pass without looking."""
     yield
     if "plane" in request.fixturenames:
