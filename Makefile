@@ -28,7 +28,7 @@ demo: $(READY) ## Do the whole job once, on real parts (KEEP=1 leaves it running
 test: lint types ## Check and test everything, with real parts
 	scripts/system-packages postgres sshd busybox compose
 	$(BIN)/python -m tests.provide
-	$(BIN)/pytest -n 2 --dist loadgroup
+	$(BIN)/pytest -n 2 --durations 15
 
 lint: $(READY) ## Style and layers
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ import pytest
 from alembic import command
 from fastapi import FastAPI
 from sqlalchemy import text
+from xdist.scheduler import LoadScopeScheduling
 
 from deployerp import embedded
 from deployerp.activities.records import Records
@@ -31,6 +32,19 @@ from deployerp.domain.secrets import new_encryption_key
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 from deployerp.migrations import configuration
+
+
+class EndToEndTogether(LoadScopeScheduling):
+    """The end-to-end tests in one worker, where they share a server; every other test for itself."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if nodeid.startswith("tests/e2e/") else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    # Not `--dist loadgroup`: pytest 9.2 no longer reads the node ids into which xdist 3.8 writes its groups.
+    return EndToEndTogether(config, log)
 
 
 def free_port() -> int:

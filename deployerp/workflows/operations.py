@@ -28,7 +28,8 @@ from deployerp.domain.steps import STEPS
 
 # A step that keeps failing for a reason that may pass is given up after this many tries.
 STEP_ATTEMPTS = 4
-HEARTBEAT = timedelta(seconds=15)
+# Beats come every two seconds; what blocks a worker's loop for longest is hashing a password.
+HEARTBEAT = timedelta(seconds=10)
 
 StepActivity = Callable[[Any, OperationOrder], Awaitable[None]]
 

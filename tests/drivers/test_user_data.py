@@ -47,6 +47,8 @@ def test_it_fits_into_the_user_data_of_ec2() -> None:
         (THEIRS.private, OURS.public, {"address_pool": "10.0.0.0/8; reboot"}),
         (THEIRS.private, OURS.public, {"address_pool": "10.0.0.0/24", "subnet_size": 16}),
     ],
+    # The keys are new in each process, and names made of them would differ between test workers.
+    ids=["line in key", "text before key", "line in place of key", "line after key", "pool", "subnet size"],
 )
 def test_what_is_no_key_or_network_is_refused(private: str, public: str, options: dict[str, str]) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 whatever the parser says

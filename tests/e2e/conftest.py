@@ -16,13 +16,6 @@ from tests.e2e import world
 from tests.e2e.plane import Plane, open_plane
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if "tests/e2e/" in item.nodeid:
-            # In one worker: they share a control plane and a server, and two cores carry one Odoo at a time.
-            item.add_marker(pytest.mark.xdist_group("e2e"))
-
-
 def steps_of(steps: Callable[[OperationRun], Coroutine[Any, Any, None]]) -> list[str]:
     """The names of the steps that a workflow runs, in their order, by running it on nothing."""
     names: list[str] = []
