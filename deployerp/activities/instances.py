@@ -26,6 +26,7 @@ from deployerp.drivers.engine import Engine
 from deployerp.drivers.host import Host
 
 _START_SECONDS = 180
+_PROXY_SECONDS = 30
 
 
 @dataclass
@@ -184,7 +185,10 @@ class InstanceActivities:
 
     @asynccontextmanager
     async def _proxy(self, host: Host) -> AsyncIterator[caddy.Caddy]:
+        # A proxy that somebody stopped would keep an undo from ever coming to its end.
+        await (await host.engine()).start_container(caddy.NAME)
         async with caddy.Caddy(await host.forward_socket(caddy.ADMIN_SOCKET)) as proxy:
+            await until_it_answers(proxy.check_ready, seconds=_PROXY_SECONDS)
             yield proxy
 
 

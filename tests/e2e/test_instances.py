@@ -57,3 +57,13 @@ async def test_a_secret_variable_reaches_odoo_and_nobody_else(plane: Plane, hous
         "docker", "exec", house.node, "docker", "exec", odoo, "sh", "-c", "echo $E2E_PLAIN $E2E_SECRET"
     )
     assert environment.split() == ["seen", SECRET_VARIABLE]
+
+
+async def test_an_instance_is_removed_though_somebody_stopped_the_proxy(
+    plane: Plane, house: House, shop: Shop
+) -> None:
+    instance, _ = await plane.deploy(house.id)
+    await world.output_of("docker", "exec", house.node, "docker", "stop", "deployerp-caddy")
+    await plane.delete("instances", instance["id"])
+    assert instance["id"] not in await world.routes_of(house.node)
+    assert await world.labelled(house.node, instance["id"]) == []
