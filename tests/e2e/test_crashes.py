@@ -11,8 +11,7 @@ from tests.e2e.plane import Plane, browsing, seconds_of, step_of
 # Several operations, each cut in a step of its own, because most of the time is waiting for the server to
 # notice that a worker is dead; one that is killed early is not to be killed again, so servers come last.
 CUTS = [
-    # The second finds what the first has left, whose end is not known yet.
-    [("instances", "prepare_database"), ("instances", "prepare_database"), ("servers", "create_node")],
+    [("instances", "prepare_database"), ("servers", "create_node")],
     [("instances", "create_volumes"), ("instances", "start_odoo"), ("servers", "start_caddy")],
 ]
 # Where the killing hurts most: the container that there is by then.

@@ -66,4 +66,4 @@ async def test_an_instance_is_removed_though_somebody_stopped_the_proxy(
     await world.output_of("docker", "exec", house.node, "docker", "stop", "deployerp-caddy")
     await plane.delete("instances", instance["id"])
     assert instance["id"] not in await world.routes_of(house.node)
-    assert await world.labelled(house.node, instance["id"]) == []
+    assert await world.labelled(house.node, instance["id"]) == set()
