@@ -161,6 +161,7 @@ async def _start(url: str, log: Path, machine: Machine) -> None:
     if machine.systemd.is_dir():
         await run("systemctl", "start", "docker")
     else:
+        forget_stale_pids(machine.socket.parent, Path("/proc"))
         await _spawn(log)
     try:
         async with asyncio.timeout(machine.start_seconds):
@@ -171,6 +172,19 @@ async def _start(url: str, log: Path, machine: Machine) -> None:
         raise EngineError(
             f"The Docker engine does not answer {machine.start_seconds:.0f} s after its start: see {where}."
         ) from error
+
+
+def forget_stale_pids(run: Path, proc: Path) -> None:
+    """Remove what a killed engine noted of itself, where that process is gone or another by now.
+
+    It would refuse to start, or wait for a containerd that is none, as long as anything has the number.
+    """
+    for note in (run / "docker.pid", run / "docker" / "containerd" / "containerd.pid"):
+        if not note.exists():
+            continue
+        name = proc / note.read_text().strip() / "comm"
+        if not name.exists() or name.read_text().strip() not in ("dockerd", "containerd"):
+            note.unlink()
 
 
 async def _spawn(log: Path) -> None:

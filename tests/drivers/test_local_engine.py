@@ -16,6 +16,7 @@ from deployerp.drivers.local_engine import (
     Machine,
     ensure_engine,
     exclusive,
+    forget_stale_pids,
     install_packages,
     run,
 )
@@ -219,3 +220,15 @@ async def until(done: Callable[[], bool]) -> None:
     while not done():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize(("process", "kept"), [(None, False), ("odoo", False), ("dockerd", True)])
+def test_what_a_killed_engine_noted_of_itself_does_not_keep_the_next_from_starting(
+    tmp_path: Path, process: str | None, kept: bool
+) -> None:
+    (tmp_path / "docker.pid").write_text("4711")
+    if process is not None:
+        (tmp_path / "4711").mkdir()
+        (tmp_path / "4711" / "comm").write_text(f"{process}\n")
+    forget_stale_pids(tmp_path, tmp_path)
+    assert (tmp_path / "docker.pid").exists() is kept
