@@ -131,7 +131,7 @@ class DockerNodeDriver(NodeDriver):
             if found and found["State"] == "created":
                 # An attempt broke off before the first start: its user data may not have arrived.
                 with suppress(NotFound):
-                    engine.remove_container(found["Id"], force=True)
+                    engine.remove_container(found["Id"], force=True, v=True)
                 found = None
             if found is None:
                 self._create(engine, container)
@@ -142,7 +142,7 @@ class DockerNodeDriver(NodeDriver):
     def destroy_node(self, node: Node) -> bool:
         with self._engine() as engine:
             with suppress(NotFound):
-                engine.remove_container(str(node.id), force=True)
+                engine.remove_container(str(node.id), force=True, v=True)
             # After the container and also without one: an attempt that broke off in between comes back here.
             with suppress(NotFound):
                 engine.remove_volume(_volume(str(node.id)))
@@ -230,7 +230,7 @@ class DockerNodeDriver(NodeDriver):
             raise _http_error(409, "another call is making or destroying the same node") from error
         except APIError as error:
             with suppress(NotFound):
-                engine.remove_container(created, force=True)
+                engine.remove_container(created, force=True, v=True)
             return error
         return None
 
