@@ -73,7 +73,9 @@ def _activities(
     groups = (
         records,
         OperationActivities(sessions, records, temporal),
-        ServerActivities(records, LibcloudClouds(), hosts, vault, settings),
+        ServerActivities(
+            records, LibcloudClouds({"docker": {"image": settings.node_image}}), hosts, vault, settings
+        ),
         InstanceActivities(records, hosts, vault, settings),
         WebhookActivities(sessions, vault, _sender(settings)),
     )

@@ -31,7 +31,6 @@ from libcloud.compute.base import (
 from libcloud.compute.types import NodeState
 
 DEFAULT_IMAGE = "deployerp/node:1"
-_IMAGE_NAME = DEFAULT_IMAGE.partition(":")[0]
 _USER_DATA_PATH = "/var/lib/deployerp/user-data"
 _ADDRESS = "127.0.0.1"
 
@@ -88,10 +87,11 @@ class DockerNodeDriver(NodeDriver):
     # What this process found to work; finding it out costs a failed start.
     _confinement: ClassVar[dict[str, Any] | None] = None
 
-    def __init__(self, *, timeout: int = 30) -> None:
-        """`timeout` is in seconds, per call to the engine."""
+    def __init__(self, *, timeout: int = 30, image: str = DEFAULT_IMAGE) -> None:
+        """`timeout` is in seconds, per call to the engine; `image` is what nodes are made of by default."""
         # Not super(): there is no HTTP connection for libcloud to set up.
         self.timeout = timeout
+        self._image = image
 
     def list_nodes(self) -> list[Node]:
         with self._engine() as engine:
@@ -120,7 +120,7 @@ class DockerNodeDriver(NodeDriver):
         container = _Container(
             name=_node_id(ex_clienttoken or secrets.token_hex(16)),
             hostname=_hostname(name),
-            image=image.id if image else DEFAULT_IMAGE,
+            image=image.id if image else self._image,
             size=size.id,
             labels={**(ex_metadata or {}), _NODE_LABEL: name},
             user_data=ex_userdata,
@@ -180,7 +180,8 @@ class DockerNodeDriver(NodeDriver):
 
     def list_images(self, location: NodeLocation | None = None) -> list[NodeImage]:
         with self._engine() as engine:
-            tags = {tag for image in engine.images(name=_IMAGE_NAME) for tag in image["RepoTags"] or ()}
+            name = self._image.rpartition(":")[0]
+            tags = {tag for image in engine.images(name=name) for tag in image["RepoTags"] or ()}
         return [NodeImage(id=tag, name=tag, driver=self) for tag in sorted(tags)]
 
     def list_locations(self) -> list[NodeLocation]:

@@ -241,7 +241,7 @@ class LibcloudCloud:
 
     def _creation(self, spec: NodeSpec) -> Callable[[base.NodeDriver], dict[str, Any]]:
         """The arguments of create_node; drivers only look at ids and names, so nothing is listed first."""
-        image = spec.image or self._row.default_image
+        image = spec.image or self._options.get("image", self._row.default_image)
         if image is None:
             raise ProviderRefused(f"A provider of kind {self._kind} has no default image: name one.")
         if spec.location is None and not self._row.default_location:

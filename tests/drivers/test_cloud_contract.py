@@ -467,3 +467,10 @@ def docker(*arguments: str) -> str:
 
 def docker_bytes(*arguments: str) -> bytes:
     return subprocess.run(["docker", *arguments], check=True, capture_output=True).stdout
+
+
+async def test_docker_nodes_are_made_of_the_image_that_is_set() -> None:
+    cloud = LibcloudClouds({"docker": {"image": "deployerp-test/absent:1"}}).open("docker", {})
+    with pytest.raises(ProviderError, match="deployerp-test/absent:1"):
+        await cloud.create_node(NodeSpec("x", "small", None, None, "", {}, uuid.uuid4().hex))
+    assert await cloud.list_images() == []
