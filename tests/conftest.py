@@ -28,6 +28,7 @@ from deployerp.domain.errors import DeployError
 from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level
+from deployerp.domain.plans import Plan
 from deployerp.domain.secrets import new_encryption_key
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
@@ -153,6 +154,8 @@ def settings_for(database_url: str, temporal_address: str, home: Path) -> Settin
             "encryption_keys": [new_encryption_key()],
             "sweep_seconds": 1,
             "webhook_allowed_networks": ["127.0.0.0/8"],
+            # All tests come from one address.
+            "address_requests_per_minute": 1_000_000,
         }
     )
 
@@ -218,13 +221,17 @@ _IDLE_APPS: list[FastAPI] = []
 
 
 async def new_client(
-    http: httpx.AsyncClient, settings: Settings, level: Level = "admin", slug: str | None = None
+    http: httpx.AsyncClient,
+    settings: Settings,
+    level: Level = "admin",
+    slug: str | None = None,
+    plan: Plan = "enterprise",
 ) -> Client:
     """A key of a new organization."""
     database = open_database(settings.database_url)
     slug = slug or f"org-{uuid.uuid4().hex[:12]}"
     async with session_factory(database)() as session, session.begin():
-        organization = Organization(name=slug, slug=slug)
+        organization = Organization(name=slug, slug=slug, plan=plan)
         session.add(organization)
         await session.flush()
         key, token = new_api_key(organization.id, "test", level)

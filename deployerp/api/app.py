@@ -4,36 +4,45 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 from deployerp import __version__
 from deployerp.api import (
+    audit_log,
     errors,
     events,
     health,
     instances,
     operations,
     providers,
+    root,
     servers,
     webhook_deliveries,
     webhook_endpoints,
 )
+from deployerp.api.authentication import Authenticator
+from deployerp.api.background import Background
 from deployerp.api.deps import Context
+from deployerp.api.gate import Gate
+from deployerp.api.rate_limits import Limiter
 from deployerp.api.requests import RequestIds
 from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.reads import open_reader
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 
+# The most asked for first: routes are tried in their order.
 ROUTERS = (
-    providers.router,
-    servers.router,
     instances.router,
+    servers.router,
     operations.router,
     events.router,
+    providers.router,
     webhook_endpoints.router,
     webhook_deliveries.router,
+    audit_log.router,
+    root.router,
     health.router,
 )
 
@@ -42,12 +51,21 @@ ROUTERS = (
 async def open_context(settings: Settings) -> AsyncIterator[Context]:
     """What requests share."""
     database = open_database(settings.database_url)
-    yield Context(
+    sessions = session_factory(database)
+    background = Background()
+    context = Context(
         settings=settings,
-        sessions=session_factory(database),
+        sessions=sessions,
+        reader=await open_reader(settings.database_url, database, sessions),
         temporal=await Temporal.open(settings),
         vault=Vault(settings.encryption_keys),
+        authenticator=Authenticator(settings, sessions, background),
+        limiter=Limiter(sessions),
+        background=background,
     )
+    yield context
+    await context.background.drain()
+    await context.reader.close()
     await database.dispose()
 
 
@@ -66,14 +84,13 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/playground",
         redoc_url=None,
         lifespan=lifespan,
-        generate_unique_id_function=_operation_id,
+        max_body_size=settings.max_body_bytes,
     )
+    # The last one added is the first to see a request.
+    app.add_middleware(Gate)
     app.add_middleware(RequestIds)
     errors.install(app)
     for router in ROUTERS:
-        app.include_router(router)
+        # Not included, which would have every request look through routers within routers.
+        app.router.routes.extend(router.routes)
     return app
-
-
-def _operation_id(route: APIRoute) -> str:
-    return route.name

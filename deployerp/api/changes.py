@@ -1,172 +1,161 @@
-"""The path of every change that takes longer than a request: one transaction, then a workflow.
+"""A change: one transaction for the resource, its operation, the kept answer and the audit log.
 
 What is written here is the outbox: when Temporal does not answer, the sweep starts the workflow.
 """
 
-from typing import Any, TypeVar, cast
+import re
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, select, update
+import structlog
+from fastapi import Depends, Request, Response
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
+from sqlmodel import SQLModel
 
-from deployerp.api.deps import Caller
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import Conflict, InvalidState, NotFound, OperationInProgress
-from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import LIFECYCLES, OPEN_OPERATION_STATES, ResourceType
+from deployerp.api import deps
+from deployerp.api.answers import Data, answer, encode, etag_of, shown, tags_of
+from deployerp.api.callers import Caller
+from deployerp.api.deps import Context
+from deployerp.api.idempotency import keyed
+from deployerp.api.requests import address_of
+from deployerp.api.schemas import View
+from deployerp.domain.audit_log import Change as Changed
+from deployerp.domain.audit_log import Deed, Trail, append
+from deployerp.domain.base import Record
+from deployerp.domain.database import tenant_transaction
+from deployerp.domain.errors import NotFound, PreconditionFailed
 from deployerp.domain.operations import Operation
-from deployerp.domain.servers import Server
 
-Resource = TypeVar("Resource", Server, Instance)
-Owned = TypeVar("Owned")
-RESOURCE_TYPES: dict[type[Server] | type[Instance], ResourceType] = {Server: "server", Instance: "instance"}
-
-
-async def owned(
-    session: AsyncSession, model: type[Owned], id: UUID, caller: Caller, *, lock: bool = False
-) -> Owned:
-    """The caller's own object; another organization's does not exist for it. Raises `NotFound`.
-
-    With `lock` nobody else changes it before the transaction ends.
-    """
-    found = await session.get(model, id, with_for_update=lock)
-    if (
-        found is None
-        or found.organization_id != caller.organization_id  # type: ignore[attr-defined]
-        or getattr(found, "deleted_at", None)
-    ):
-        raise NotFound(f"There is no {model.__name__.lower()} {id}.")
-    return found
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+Owned = TypeVar("Owned", bound=Record)
+log = structlog.get_logger()
 
 
-async def create(session: AsyncSession, resource: Resource, caller: Caller, taken: Conflict) -> Operation:
-    """Adds a new resource and the operation that brings it into being. Raises `taken` for a name in use."""
-    await add_unique(session, resource, taken)
-    lifecycle = LIFECYCLES[RESOURCE_TYPES[type(resource)]]
-    return await _add_operation(session, resource, lifecycle.first.name, caller)
+@dataclass
+class Change:
+    """What a request changes, while it does."""
+
+    request: Request
+    caller: Caller
+    session: AsyncSession
+    shared: Context
+    # What the request is about: the audit log tells of it.
+    about: Record = field(init=False)
+    # Done in turn, beside the answer, once others can see the change; a sweep makes good what is lost.
+    afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+    async def owned(self, model: type[Owned], id: UUID, *, lock: bool = False) -> Owned:
+        """The caller's own object; another organization's does not exist for it. Raises `NotFound`.
+
+        With `lock` nobody else changes it before the transaction ends.
+        """
+        found = await self.session.get(model, id, with_for_update=lock)
+        record = cast("Any", found)
+        if (
+            record is None
+            or record.organization_id != self.caller.organization_id
+            or getattr(record, "deleted_at", None)
+        ):
+            raise missing(model.__name__, id)
+        return record  # type: ignore[no-any-return]
+
+    async def subject(self, model: type[Owned], view: type[View], id: UUID) -> Owned:
+        """The object that the request is about, locked; as `view` tells it, it is what `If-Match` wants.
+
+        Raises `NotFound` and `PreconditionFailed`.
+        """
+        found = await self.owned(model, id, lock=True)
+        self.about = found
+        wanted = tags_of(self.request.headers.get("if-match"))
+        if wanted and "*" not in wanted and etag_of(encode(shown(view, found))) not in wanted:
+            raise PreconditionFailed(
+                "It has changed since you read it: read it again and decide anew.",
+                details={"etag": etag_of(encode(shown(view, found)))},
+            )
+        return found
+
+    async def add(self, record: Record, taken: Exception | None = None) -> None:
+        """Adds the record that the request is about. Raises `taken` where its name is."""
+        self.about = record
+        self.session.add(record)
+        try:
+            await self.session.flush()
+        except IntegrityError as error:
+            raise (taken or error) from None
+
+    def answer(
+        self, data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        return answer(self.request, data, status=status, headers=headers)
+
+    async def told(self, view: type[View], record: SQLModel, status: int = 200, **more: Any) -> Response:
+        """The record as it is now, with its ETag."""
+        # What the database sets, such as the time of the update, is known after the flush.
+        await self.session.flush()
+        data: Data = shown(view, record)
+        headers = {"ETag": etag_of(encode(data))}
+        return answer(self.request, data | more, status=status, headers=headers)
 
 
-async def add_unique(session: AsyncSession, record: object, taken: Conflict) -> None:
-    try:
-        async with session.begin_nested():
-            session.add(record)
-    except IntegrityError:
-        raise taken from None
+def snake(name: str) -> str:
+    """`WebhookEndpoint` is `webhook_endpoint`."""
+    return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-async def act(
-    session: AsyncSession, resource: Resource, action_name: str, caller: Caller, *, force: bool = False
-) -> Operation:
-    """Takes a resource on its way by compare-and-set. Raises `OperationInProgress`, `InvalidState`."""
-    action = LIFECYCLES[RESOURCE_TYPES[type(resource)]].actions[action_name]
-    await _refuse_second(session, resource)
-    await _move(session, resource, action.from_states, action.transitional, action_name)
-    return await _add_operation(session, resource, action_name, caller, force=force)
+def missing(name: str, id: object) -> NotFound:
+    return NotFound(f"There is no {snake(name).replace('_', ' ')} {id}.")
 
 
-async def retry(session: AsyncSession, failed: Operation, resource: Resource, caller: Caller) -> Operation:
-    """A new operation with the same order, for a resource that the last one left failed.
-
-    Raises `OperationInProgress`, `InvalidState`.
-    """
-    await _refuse_second(session, resource)
-    latest = await session.scalar(
-        select(col(Operation.id))
-        .where(col(Operation.resource_id) == resource.id)
-        .order_by(col(Operation.created_at).desc(), col(Operation.id).desc())
-        .limit(1)
-    )
-    if latest != failed.id:
-        raise InvalidState(
-            "Only the latest operation of a resource can be retried.",
-            details={"latest_operation_id": str(latest)},
-        )
-    action = LIFECYCLES[failed.typed_resource].actions[failed.action]
-    await _move(session, resource, ("failed",), action.transitional, "retry")
-    return await _add_operation(
-        session, resource, failed.action, caller, force=failed.force, retry_of=failed.id
-    )
+def change(request: Request) -> Change:
+    return cast("Change", request.state.change)
 
 
-async def supersede(session: AsyncSession, resource: Resource) -> Operation | None:
-    """Closes the open operation of a resource that is forgotten by force; its workflow is to be ended."""
-    operation = await _open_operation(session, resource.id)
-    if operation is not None:
-        operation.state, operation.finished_at = "cancelled", utc_now()
-        operation.error_code = "superseded"
-        operation.error_message = f"The {operation.resource_type} was deleted by force."
-        resource.status = "failed"
+ChangeDep = Annotated[Change, Depends(change)]
+
+
+async def carry_out(request: Request, caller: Caller, name: str, handle: Handler) -> Response:
+    """Runs an endpoint in its change; all of it is there afterwards, or nothing."""
+    shared = deps.context(request)
+    key = await keyed(request, caller.organization_id)
+    async with tenant_transaction(shared.sessions, caller.organization_id) as session:
+        if key is not None and (given := await key.replay(session, shared.vault)) is not None:
+            return given
+        made = request.state.change = Change(request, caller, session, shared)
+        trail = Trail(session)
+        response = await handle(request)
         await session.flush()
-    return operation
+        await append(session, caller.organization_id, _deed(made, name, trail.changes()))
+        if key is not None:
+            key.keep(session, shared.vault, response)
+    if made.afterwards:
+        shared.background.run(_in_turn(made.afterwards))
+    return response
 
 
-async def _open_operation(session: AsyncSession, resource_id: UUID) -> Operation | None:
-    found: Operation | None = await session.scalar(
-        select(Operation).where(
-            col(Operation.resource_id) == resource_id, col(Operation.state).in_(OPEN_OPERATION_STATES)
-        )
+def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
+    """What the audit log tells: of what the request is about, and of the operation that it began or ended."""
+    record = made.about
+    main = next((each for each in changed if each.record is record), Changed(record, None, None))
+    operation = next((each.record for each in changed if isinstance(each.record, Operation)), None)
+    forced = {"force": True} if operation is not None and operation.force else {}
+    scope = made.request.scope
+    return Deed(
+        actor_type=made.caller.actor_type,
+        actor_id=made.caller.actor_id,
+        action=name,
+        resource_type=snake(type(record).__name__),
+        resource_id=record.id,
+        operation_id=operation.id if operation is not None else None,
+        address=address_of(scope),
+        request_id=scope["state"]["request_id"],
+        before=main.before,
+        after=main.after and main.after | forced,
     )
-    return found
 
 
-async def _refuse_second(session: AsyncSession, resource: Resource) -> None:
-    running = await _open_operation(session, resource.id)
-    if running is not None:
-        raise _in_progress(running)
-
-
-def _in_progress(running: Operation) -> OperationInProgress:
-    return OperationInProgress(
-        f"Operation `{running.action}` runs on this {running.resource_type}: wait for it or cancel it.",
-        details={"operation_id": str(running.id)},
-    )
-
-
-async def _move(
-    session: AsyncSession, resource: Resource, from_states: tuple[str, ...], to: str, action: str
-) -> None:
-    model = type(resource)
-    moved = await session.execute(
-        update(model)
-        .where(col(model.id) == resource.id, col(model.status).in_(from_states))
-        .values(status=to, status_message=None)
-    )
-    if cast("CursorResult[Any]", moved).rowcount != 1:
-        # Of two requests at once the second sees here what the first has begun.
-        await _refuse_second(session, resource)
-        await session.refresh(resource)
-        raise InvalidState(
-            f"`{action}` needs the status {' or '.join(from_states)}, and it is {resource.status}.",
-            details={"status": resource.status, "allowed": list(from_states)},
-        )
-    await session.refresh(resource)
-
-
-async def _add_operation(
-    session: AsyncSession,
-    resource: Resource,
-    action: str,
-    caller: Caller,
-    *,
-    force: bool = False,
-    retry_of: UUID | None = None,
-) -> Operation:
-    operation = Operation(
-        organization_id=resource.organization_id,
-        resource_type=RESOURCE_TYPES[type(resource)],
-        resource_id=resource.id,
-        action=action,
-        force=force,
-        requested_by=caller.key_id,
-        retry_of=retry_of,
-    )
-    try:
-        async with session.begin_nested():
-            session.add(operation)
-    except IntegrityError:
-        # Two requests at once: the index let one through.
-        running = await _open_operation(session, resource.id)
-        raise (_in_progress(running) if running else Conflict("Try again.")) from None
-    return operation
+async def _in_turn(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    for work in works:
+        await work()

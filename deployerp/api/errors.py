@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import ErrorBody, ErrorEnvelope
+from deployerp.api.answers import encode, meta_of
+from deployerp.api.schemas import ErrorEnvelope
 from deployerp.domain.errors import (
     DeployError,
     Forbidden,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
+    RateLimitExceeded,
     RequestError,
     Unauthorized,
     ValidationFailed,
@@ -40,9 +40,17 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
+def limited(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of a public route that can answer with these errors."""
+    return _told((*errors, RateLimitExceeded, DeployError))
+
+
 def documented(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can answer with these errors besides those that every route has."""
-    every: tuple[type[DeployError], ...] = (Unauthorized, Forbidden, ValidationFailed, *errors, DeployError)
+    return _told((Unauthorized, Forbidden, ValidationFailed, *errors, RateLimitExceeded, DeployError))
+
+
+def _told(every: tuple[type[DeployError], ...]) -> dict[int | str, dict[str, Any]]:
     answers: dict[int | str, dict[str, Any]] = {}
     for error in every:
         # One status can stand for several codes, and all of them are to be told.
@@ -52,52 +60,67 @@ def documented(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
 
 
 def invalid_field(field: str, rule: str) -> ValidationFailed:
-    field = _shown(field)
-    return ValidationFailed(f"{field}: {rule}", details={"fields": [{"field": field, "message": rule}]})
+    return _invalid_fields([{"field": _shown(field), "message": rule}])
 
 
-async def _known(request: Request, error: Exception) -> JSONResponse:
+def invalid_fields(where: str, errors: Sequence[Any]) -> ValidationFailed:
+    """What pydantic found; `where` is the part of the request that it looked at."""
+    return _invalid_fields(
+        [{"field": _field((where, *each["loc"])), "message": _rule(each)} for each in errors]
+    )
+
+
+def _invalid_fields(fields: list[dict[str, str]]) -> ValidationFailed:
+    message = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
+    return ValidationFailed(message, details={"fields": fields})
+
+
+def answer_of(
+    request: Request, error: DeployError, *, status: int | None = None, headers: dict[str, str] | None = None
+) -> Response:
+    """The answer that tells of an error."""
+    told = {"code": error.code, "message": error.message, "details": error.details}
+    body = {"success": False, "error": told, "meta": meta_of(request)}
+    headers = headers or {}
+    if isinstance(error, Unauthorized):
+        # RFC 6750: only who has shown something is told that it is no good.
+        given = "authorization" in request.headers
+        headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if given else "Bearer"
+    if isinstance(error, RateLimitExceeded):
+        headers["Retry-After"] = str(error.retry_after)
+    return Response(encode(body), status or error.status, headers, media_type="application/json")
+
+
+async def _known(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeployError)  # noqa: S101  (what the handler is registered for)
-    return _answer(request, error)
+    return answer_of(request, error)
 
 
-async def _invalid(request: Request, error: Exception) -> JSONResponse:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     fields = [{"field": _field(each["loc"]), "message": _rule(each)} for each in error.errors()]
-    message = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
-    return _answer(request, ValidationFailed(message, details={"fields": fields}))
+    return answer_of(request, _invalid_fields(fields))
 
 
-async def _http(request: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     headers = dict(error.headers or {})
     if error.status_code not in _BY_STATUS:
-        return _answer(request, RequestError(str(error.detail)), status=error.status_code, headers=headers)
+        return answer_of(request, RequestError(str(error.detail)), status=error.status_code, headers=headers)
     kind, message = _BY_STATUS[error.status_code]
-    return _answer(request, kind(message), headers=headers)
+    return answer_of(request, kind(message), headers=headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> Response:
     log.error("unexpected", exc_info=error, path=request.url.path)
+    state = request.scope["state"]
     unknown = DeployError(
-        f"Something went wrong on our side. The log has it under request id {request.state.request_id}."
+        f"Something went wrong on our side. The log has it under request id {state['request_id']}."
     )
-    answer = _answer(request, unknown)
-    # This answer is made outside of the middleware that would set it.
-    answer.headers["X-Request-Id"] = request.state.request_id
+    answer = answer_of(request, unknown)
+    # This answer is made outside of the middleware that would add them.
+    answer.raw_headers.extend(state["headers"])
     return answer
-
-
-def _answer(
-    request: Request, error: DeployError, *, status: int | None = None, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    body = ErrorEnvelope(
-        error=ErrorBody(code=error.code, message=error.message, details=error.details), meta=meta_of(request)
-    )
-    headers = headers or {}
-    if isinstance(error, Unauthorized):
-        headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(body.model_dump(mode="json"), status or error.status, headers)
 
 
 def _field(location: Sequence[int | str]) -> str:

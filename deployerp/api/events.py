@@ -4,18 +4,19 @@ from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request
-from sqlalchemy import select
-from sqlmodel import col
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Integer, bindparam, select
 
-from deployerp.api.deps import Caller, SessionDep, require
+from deployerp.api.answers import answer, fields_of
+from deployerp.api.deps import CallerDep, ContextDep
 from deployerp.api.errors import documented
-from deployerp.api.requests import meta_of
+from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Envelope, View, enum_of
 from deployerp.domain.events import Event
 from deployerp.domain.lifecycles import ResourceType, event_types
+from deployerp.domain.reads import Query as Statement
 
-router = APIRouter(prefix="/v1/events", tags=["events"])
+router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 
 
 class EventRead(View):
@@ -28,21 +29,29 @@ class EventRead(View):
     created_at: datetime
 
 
-@router.get("", responses=documented())
+@router.get("", responses=documented(), response_model=Envelope[list[EventRead]])
+@needs("read:events")
 async def list_events(
     request: Request,
-    session: SessionDep,
-    caller: Annotated[Caller, require("read:events")],
+    shared: ContextDep,
+    caller: CallerDep,
     after: Annotated[
         int, Query(ge=0, le=2**31 - 1, description="The sequence of the last event that is known.")
     ] = 0,
     limit: Annotated[int, Query(ge=1, le=100)] = 100,
-) -> Envelope[list[EventRead]]:
+) -> Response:
     """Events of the organization after one that is known, oldest first."""
-    found = await session.scalars(
-        select(Event)
-        .where(col(Event.organization_id) == caller.organization_id, col(Event.sequence) > after)
-        .order_by(col(Event.sequence))
-        .limit(limit)
+    values = {"organization_id": caller.organization_id, "after": after, "limit": limit}
+    return answer(request, await shared.reader.rows(caller.organization_id, _LATER, values))
+
+
+_COLUMNS: Any = Event.__table__.columns  # type: ignore[attr-defined]
+_LATER = Statement(
+    select(*(_COLUMNS[name].label(alias) for name, alias in fields_of(EventRead)))
+    .where(
+        _COLUMNS.organization_id == bindparam("organization_id", type_=_COLUMNS.organization_id.type),
+        _COLUMNS.sequence > bindparam("after", type_=Integer),
     )
-    return Envelope(data=[EventRead.model_validate(event) for event in found], meta=meta_of(request))
+    .order_by(_COLUMNS.sequence)
+    .limit(bindparam("limit", type_=Integer))
+)

@@ -4,18 +4,21 @@ from fastapi import APIRouter
 from sqlalchemy import text
 
 from deployerp.api.deps import ContextDep
+from deployerp.api.routes import Route, public
 from deployerp.domain.errors import Unavailable
 
-router = APIRouter(tags=["health"])
+router = APIRouter(tags=["health"], route_class=Route)
 
 
 @router.get("/healthz")
+@public
 async def get_health() -> dict[str, str]:
     """The process answers."""
     return {"status": "ok"}
 
 
 @router.get("/readyz", responses={503: {"description": "A part is missing."}})
+@public
 async def get_readiness(shared: ContextDep) -> dict[str, str]:
     """The database and Temporal answer too. Without Temporal changes are still accepted and start later."""
     async with shared.sessions() as session:

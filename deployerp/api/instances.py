@@ -4,28 +4,32 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator, Field
-from sqlalchemy import select
-from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, Context, ContextDep, SessionDep, require
+from deployerp.api import actions
+from deployerp.api.actions import OperationSummary
+from deployerp.api.changes import Change, ChangeDep
 from deployerp.api.errors import documented, invalid_field
-from deployerp.api.operations import OperationSummary, accepted
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View, enum_of
-from deployerp.domain.errors import Conflict, InvalidState, NotFound, OperationInProgress
+from deployerp.api.lists import Text
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Body, Envelope, View, enum_of
+from deployerp.domain.errors import (
+    Conflict,
+    InvalidState,
+    NotFound,
+    OperationInProgress,
+    PreconditionFailed,
+)
 from deployerp.domain.instances import ADMIN_LOGIN, EnvironmentType, EnvVar, Instance, seal_env_vars
-from deployerp.domain.lifecycles import DELETED, INSTANCE
+from deployerp.domain.lifecycles import INSTANCE
 from deployerp.domain.names import EnvName, EnvValue, Name, Slug
-from deployerp.domain.operations import Operation
 from deployerp.domain.secrets import new_password
 from deployerp.domain.servers import Server
 from deployerp.domain.settings import Settings
 
-router = APIRouter(prefix="/v1/instances", tags=["instances"])
+router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route)
 
 
 class EnvVarGiven(Body):
@@ -91,95 +95,82 @@ class AdminPassword(View):
     password: str
 
 
-@router.post("", status_code=202, responses=documented(NotFound, Conflict, InvalidState))
-async def create_instance(
-    body: InstanceCreate,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:instances")],
-) -> Envelope[InstanceAccepted]:
+@router.post(
+    "",
+    status_code=202,
+    responses=documented(NotFound, Conflict, InvalidState),
+    response_model=Envelope[InstanceAccepted],
+)
+@needs("manage:instances")
+async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
     """Deploys an Odoo with a database of its own on a server."""
-    _check(body, shared.settings)
-    async with shared.sessions() as session, session.begin():
-        # Locked, so that it is not deleted in the meantime.
-        server = await changes.owned(session, Server, body.server_id, caller, lock=True)
-        _need_running(server)
-        instance = _new_instance(body, caller, shared)
-        taken = Conflict(
-            f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
-        )
-        operation = await changes.create(session, instance, caller, taken)
-    return await _begun(request, response, shared, instance, operation)
-
-
-@router.get("", responses=documented())
-async def list_instances(
-    request: Request,
-    session: SessionDep,
-    page: PageDep,
-    caller: Annotated[Caller, require("read:instances")],
-) -> ListEnvelope[InstanceRead]:
-    query = select(Instance).where(
-        col(Instance.organization_id) == caller.organization_id, col(Instance.status) != DELETED
+    _check(body, change.shared.settings)
+    # Locked, so that it is not deleted in the meantime.
+    _need_running(await change.owned(Server, body.server_id, lock=True))
+    instance = _new_instance(body, change)
+    taken = Conflict(
+        f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
     )
-    return await page_of(request, session, query, Instance, InstanceRead, page)
+    operation = await actions.create(change, instance, taken)
+    return actions.begun(change, operation, InstanceRead, instance)
 
 
-@router.get("/{id}", responses=documented(NotFound))
-async def get_instance(
-    id: UUID, request: Request, session: SessionDep, caller: Annotated[Caller, require("read:instances")]
-) -> Envelope[InstanceRead]:
-    instance = await changes.owned(session, Instance, id, caller)
-    return Envelope(data=InstanceRead.model_validate(instance), meta=meta_of(request))
+serve(
+    router,
+    Instance,
+    InstanceRead,
+    filters={
+        "server_id": UUID,
+        "status": Literal[INSTANCE.states],
+        "environment_type": EnvironmentType,
+        "odoo_version": Text,
+    },
+    search=("name", "slug", "hostname"),
+    sorts=("created_at", "name"),
+)
 
 
-@router.patch("/{id}", responses=documented(NotFound))
-async def update_instance(
-    id: UUID,
-    body: InstanceUpdate,
-    request: Request,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:instances")],
-) -> Envelope[InstanceRead]:
-    async with shared.sessions() as session, session.begin():
-        instance = await changes.owned(session, Instance, id, caller)
-        instance.name = body.name
-    return Envelope(data=InstanceRead.model_validate(instance), meta=meta_of(request))
-
-
-@router.post("/{id}/admin-password", responses=documented(NotFound, Conflict))
-async def reveal_admin_password(
-    id: UUID, request: Request, shared: ContextDep, caller: Annotated[Caller, require("manage:instances")]
-) -> Envelope[AdminPassword]:
-    """The generated password of Odoo's administrator: once, then it is forgotten."""
-    async with shared.sessions() as session, session.begin():
-        instance = await changes.owned(session, Instance, id, caller, lock=True)
-        if instance.deployed_at is None:
-            raise Conflict("The instance is not deployed yet: wait for its operation.")
-        if instance.sealed_admin_password is None:
-            raise Conflict("The password has been read before: set a new one in Odoo.")
-        password = shared.vault.open(instance.sealed_admin_password)
-        instance.sealed_admin_password = None
-    return Envelope(data=AdminPassword(login=ADMIN_LOGIN, password=password), meta=meta_of(request))
+@router.patch(
+    "/{id}", responses=documented(NotFound, PreconditionFailed), response_model=Envelope[InstanceRead]
+)
+@needs("manage:instances")
+async def update_instance(id: UUID, body: InstanceUpdate, change: ChangeDep) -> Response:
+    instance = await change.subject(Instance, InstanceRead, id)
+    instance.name = body.name
+    return await change.told(InstanceRead, instance)
 
 
 @router.post(
-    "/{id}/actions", status_code=202, responses=documented(NotFound, OperationInProgress, InvalidState)
+    "/{id}/admin-password",
+    responses=documented(NotFound, Conflict),
+    response_model=Envelope[AdminPassword],
 )
-async def act_on_instance(
-    id: UUID,
-    body: InstanceActionRequest,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:instances")],
-) -> Envelope[InstanceAccepted]:
-    async with shared.sessions() as session, session.begin():
-        instance = await changes.owned(session, Instance, id, caller)
-        _need_running(await session.get_one(Server, instance.server_id))
-        operation = await changes.act(session, instance, body.action, caller)
-    return await _begun(request, response, shared, instance, operation)
+@needs("manage:instances")
+async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
+    """The generated password of Odoo's administrator: once, then it is forgotten."""
+    instance = await change.subject(Instance, InstanceRead, id)
+    if instance.deployed_at is None:
+        raise Conflict("The instance is not deployed yet: wait for its operation.")
+    if instance.sealed_admin_password is None:
+        raise Conflict("The password has been read before: set a new one in Odoo.")
+    password = change.shared.vault.open(instance.sealed_admin_password)
+    instance.sealed_admin_password = None
+    return change.answer({"login": ADMIN_LOGIN, "password": password})
+
+
+@router.post(
+    "/{id}/actions",
+    status_code=202,
+    responses=documented(NotFound, OperationInProgress, InvalidState),
+    response_model=Envelope[InstanceAccepted],
+)
+@needs("manage:instances")
+async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeDep) -> Response:
+    """Starts, stops or restarts the instance."""
+    instance = await change.subject(Instance, InstanceRead, id)
+    _need_running(await change.session.get_one(Server, instance.server_id))
+    operation = await actions.act(change, instance, body.action)
+    return actions.begun(change, operation, InstanceRead, instance)
 
 
 router.add_api_route(
@@ -189,23 +180,26 @@ router.add_api_route(
     status_code=202,
     name="control_instance",
     responses=documented(NotFound, OperationInProgress, InvalidState),
+    response_model=Envelope[InstanceAccepted],
 )
 
 
-@router.delete("/{id}", status_code=202, responses=documented(NotFound, OperationInProgress, InvalidState))
+@router.delete(
+    "/{id}",
+    status_code=202,
+    responses=documented(NotFound, OperationInProgress, InvalidState, PreconditionFailed),
+    response_model=Envelope[InstanceAccepted],
+)
+@needs("delete:instances")
 async def delete_instance(
     id: UUID,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("delete:instances")],
+    change: ChangeDep,
     force: Annotated[bool, Query(description="Also when its server does not answer.")] = False,
-) -> Envelope[InstanceAccepted]:
+) -> Response:
     """Removes the instance with its database and files."""
-    async with shared.sessions() as session, session.begin():
-        instance = await changes.owned(session, Instance, id, caller)
-        operation = await changes.act(session, instance, "delete", caller, force=force)
-    return await _begun(request, response, shared, instance, operation)
+    instance = await change.subject(Instance, InstanceRead, id)
+    operation = await actions.act(change, instance, "delete", force=force)
+    return actions.begun(change, operation, InstanceRead, instance)
 
 
 def _check(body: InstanceCreate, settings: Settings) -> None:
@@ -225,25 +219,15 @@ def _need_running(server: Server) -> None:
         )
 
 
-def _new_instance(body: InstanceCreate, caller: Caller, shared: Context) -> Instance:
-    seal = shared.vault.seal
+def _new_instance(body: InstanceCreate, change: Change) -> Instance:
+    vault = change.shared.vault
     variables = {name: EnvVar(given.value, given.secret) for name, given in body.env_vars.items()}
     return Instance(
-        organization_id=caller.organization_id,
-        hostname=f"{body.slug}.{shared.settings.instance_domain}",
-        sealed_env_vars=seal_env_vars(shared.vault, variables),
-        sealed_database_password=seal(new_password()),
-        sealed_master_password=seal(new_password()),
-        sealed_admin_password=seal(new_password()),
+        organization_id=change.caller.organization_id,
+        hostname=f"{body.slug}.{change.shared.settings.instance_domain}",
+        sealed_env_vars=seal_env_vars(vault, variables),
+        sealed_database_password=vault.seal(new_password()),
+        sealed_master_password=vault.seal(new_password()),
+        sealed_admin_password=vault.seal(new_password()),
         **body.model_dump(exclude={"env_vars"}),
-    )
-
-
-async def _begun(
-    request: Request, response: Response, shared: Context, instance: Instance, operation: Operation
-) -> Envelope[InstanceAccepted]:
-    await shared.temporal.offer_operation(operation.order)
-    told = InstanceRead.model_validate(instance).model_dump()
-    return Envelope(
-        data=InstanceAccepted(**told, operation=accepted(response, operation)), meta=meta_of(request)
     )

@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -13,12 +14,17 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, Context, ContextDep, SessionDep, require
+from deployerp.api import actions
+from deployerp.api.actions import OperationSummary
+from deployerp.api.answers import Data, encode, shown, single
+from deployerp.api.changes import ChangeDep, missing
+from deployerp.api.deps import CallerDep, Context, ContextDep
 from deployerp.api.errors import documented
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Envelope, ListEnvelope, View, enum_of
+from deployerp.api.lists import Text
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Envelope, View, enum_of
+from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import (
@@ -30,9 +36,8 @@ from deployerp.domain.lifecycles import (
 )
 from deployerp.domain.operations import Operation, OperationStep
 from deployerp.domain.servers import Server
-from deployerp.domain.steps import STEPS
 
-router = APIRouter(prefix="/v1/operations", tags=["operations"])
+router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Route)
 _POLL_SECONDS = 0.3
 # Proxies close a stream that is silent for long.
 _SILENCE_SECONDS = 15
@@ -48,70 +53,40 @@ class StepRead(View):
     finished_at: datetime | None
 
 
-class OperationSummary(View):
-    id: UUID
-    resource_type: ResourceType
-    resource_id: UUID
-    action: str
-    state: Annotated[str, enum_of(OPERATION_STATES)]
-    error_code: str | None
-    error_message: str | None
-    retry_of: UUID | None
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-
-
 class OperationRead(OperationSummary):
     steps: list[StepRead]
 
 
-def location_of(operation: Operation) -> str:
-    return f"/v1/operations/{operation.id}"
-
-
-def accepted(response: Response, operation: Operation) -> OperationSummary:
-    """Points a 202 answer at its operation."""
-    response.headers["Location"] = location_of(operation)
-    return OperationSummary.model_validate(operation)
-
-
-async def read(session: AsyncSession, operation: Operation) -> OperationRead:
+async def read(session: AsyncSession, operation: Operation) -> Data:
+    """The operation with its steps."""
     steps = await session.scalars(
         select(OperationStep)
         .where(col(OperationStep.operation_id) == operation.id)
         .order_by(col(OperationStep.position))
     )
-    told: dict[str, Any] = OperationSummary.model_validate(operation).model_dump()
-    return OperationRead(
-        **told,
-        steps=[
-            StepRead(title=STEPS.get(step.name, step.name), **step.model_dump(include=_STEP_FIELDS))
-            for step in steps
-        ],
-    )
+    told = [shown(StepRead, step) for step in steps]
+    return shown(OperationSummary, operation) | {"steps": told}
 
 
-_STEP_FIELDS = set(StepRead.model_fields) - {"title"}
+serve(
+    router,
+    Operation,
+    OperationSummary,
+    filters={
+        "state": Literal[OPERATION_STATES],
+        "action": Text,
+        "resource_type": ResourceType,
+        "resource_id": UUID,
+    },
+    single_view=False,
+)
 
 
-@router.get("", responses=documented())
-async def list_operations(
-    request: Request,
-    session: SessionDep,
-    page: PageDep,
-    caller: Annotated[Caller, require("read:operations")],
-) -> ListEnvelope[OperationSummary]:
-    query = select(Operation).where(col(Operation.organization_id) == caller.organization_id)
-    return await page_of(request, session, query, Operation, OperationSummary, page)
-
-
-@router.get("/{id}", responses=documented(NotFound))
-async def get_operation(
-    id: UUID, request: Request, session: SessionDep, caller: Annotated[Caller, require("read:operations")]
-) -> Envelope[OperationRead]:
-    operation = await changes.owned(session, Operation, id, caller)
-    return Envelope(data=await read(session, operation), meta=meta_of(request))
+@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[OperationRead])
+@needs("read:operations")
+async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
+    """The operation and its steps, as far as they have come."""
+    return single(request, await _read_own(shared, caller.organization_id, id))
 
 
 @router.get(
@@ -119,81 +94,84 @@ async def get_operation(
     responses=documented(NotFound) | {200: {"content": {"text/event-stream": {}}}},
     response_class=StreamingResponse,
 )
-async def stream_operation(
-    id: UUID, shared: ContextDep, session: SessionDep, caller: Annotated[Caller, require("read:operations")]
-) -> StreamingResponse:
+@needs("read:operations")
+async def stream_operation(id: UUID, shared: ContextDep, caller: CallerDep) -> StreamingResponse:
     """Server-sent events: the whole operation at each change, until it has ended."""
-    await changes.owned(session, Operation, id, caller)
-    await session.close()
-    return StreamingResponse(
-        _changes_of(shared, id), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
-    )
+    await _read_own(shared, caller.organization_id, id)
+    stream = _changes_of(shared, caller.organization_id, id)
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-async def _changes_of(shared: Context, id: UUID) -> AsyncIterator[str]:
+async def _read_own(shared: Context, organization_id: UUID, id: UUID) -> Data:
+    """Raises `NotFound`."""
+    async with tenant_transaction(shared.sessions, organization_id) as session:
+        operation = await session.get(Operation, id)
+        if operation is None or operation.organization_id != organization_id:
+            raise missing("Operation", id)
+        return await read(session, operation)
+
+
+async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncIterator[str]:
     told, silent = "", 0.0
     while True:
-        async with shared.sessions() as session:
-            operation = await session.get(Operation, id)
-            assert operation is not None  # noqa: S101  (operations are never deleted)
-            state, body = operation.state, (await read(session, operation)).model_dump_json(by_alias=True)
+        operation = await _read_own(shared, organization_id, id)
+        body = encode(operation).decode()
         if body != told:
             told, silent = body, 0.0
             yield f"event: operation\ndata: {body}\n\n"
         elif silent > _SILENCE_SECONDS:
             silent = 0.0
             yield ": still here\n\n"
-        if state not in OPEN_OPERATION_STATES:
+        if operation["state"] not in OPEN_OPERATION_STATES:
             return
         await asyncio.sleep(_POLL_SECONDS)
         silent += _POLL_SECONDS
 
 
-@router.post("/{id}/cancel", status_code=202, responses=documented(NotFound, InvalidState))
-async def cancel_operation(
-    id: UUID,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:operations")],
-) -> Envelope[OperationSummary]:
+@router.post(
+    "/{id}/cancel",
+    status_code=202,
+    responses=documented(NotFound, InvalidState),
+    response_model=Envelope[OperationSummary],
+)
+@needs("manage:operations")
+async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
     """Asks the operation to stop and to undo what it has made."""
-    async with shared.sessions() as session, session.begin():
-        operation = await changes.owned(session, Operation, id, caller, lock=True)
-        if operation.state not in OPEN_OPERATION_STATES:
-            raise InvalidState(
-                f"The operation has {operation.state} already.", details={"state": operation.state}
-            )
-        operation.state = "cancelling"
+    operation = await change.owned(Operation, id, lock=True)
+    change.about = operation
+    if operation.state not in OPEN_OPERATION_STATES:
+        raise InvalidState(
+            f"The operation has {operation.state} already.", details={"state": operation.state}
+        )
+    operation.state = "cancelling"
+    # Also when it was never started: its workflow then finds that it was cancelled, and says so.
+    response = actions.accepted(change, operation)
+    change.afterwards.append(partial(_cancel, change.shared, operation.order.workflow_id))
+    return response
+
+
+async def _cancel(shared: Context, workflow_id: str) -> None:
     # Where Temporal does not answer, the sweep does the same.
     with suppress(Unavailable):
-        # Also when it was never started: its workflow then finds that it was cancelled, and says so.
-        await shared.temporal.start_operation(operation.order)
-        await shared.temporal.cancel(operation.order.workflow_id)
-    return Envelope(data=accepted(response, operation), meta=meta_of(request))
+        await shared.temporal.cancel(workflow_id)
 
 
 @router.post(
-    "/{id}/retry", status_code=202, responses=documented(NotFound, InvalidState, OperationInProgress)
+    "/{id}/retry",
+    status_code=202,
+    responses=documented(NotFound, InvalidState, OperationInProgress),
+    response_model=Envelope[OperationSummary],
 )
-async def retry_operation(
-    id: UUID,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:operations")],
-) -> Envelope[OperationSummary]:
+@needs("manage:operations")
+async def retry_operation(id: UUID, change: ChangeDep) -> Response:
     """Begins a new operation with the order of a failed or cancelled one; what is there already is kept."""
-    async with shared.sessions() as session, session.begin():
-        failed = await changes.owned(session, Operation, id, caller)
-        if failed.state not in RETRYABLE_OPERATION_STATES:
-            raise InvalidState(
-                f"The operation is {failed.state}: only failed and cancelled ones are retried."
-            )
-        resource = await changes.owned(session, _MODELS[failed.typed_resource], failed.resource_id, caller)
-        operation = await changes.retry(session, failed, resource, caller)
-    await shared.temporal.offer_operation(operation.order)
-    return Envelope(data=accepted(response, operation), meta=meta_of(request))
+    failed = await change.owned(Operation, id)
+    if failed.state not in RETRYABLE_OPERATION_STATES:
+        raise InvalidState(f"The operation is {failed.state}: only failed and cancelled ones are retried.")
+    resource = await change.owned(_MODELS[failed.typed_resource], failed.resource_id, lock=True)
+    change.about = resource
+    operation = await actions.retry(change, failed, resource)
+    return actions.accepted(change, operation)
 
 
 _MODELS: dict[ResourceType, Any] = {"server": Server, "instance": Instance}

@@ -1,29 +1,28 @@
 """Providers: connected cloud accounts."""
 
 from datetime import datetime
-from typing import Annotated
+from typing import Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Response
 from pydantic import Field
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, ContextDep, SessionDep, require
+from deployerp.api.changes import ChangeDep
 from deployerp.api.errors import documented, invalid_field
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import Conflict, NotFound
+from deployerp.domain.errors import Conflict, NotFound, PreconditionFailed
 from deployerp.domain.lifecycles import DELETED
 from deployerp.domain.names import Name
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
 from deployerp.drivers.cloud import credential_fields, provider_kinds
 
-router = APIRouter(prefix="/v1/providers", tags=["providers"])
+router = APIRouter(prefix="/v1/providers", tags=["providers"], route_class=Route)
 
 
 class ProviderCreate(Body):
@@ -42,60 +41,44 @@ class ProviderRead(View):
     updated_at: datetime
 
 
-@router.post("", status_code=201, responses=documented(Conflict))
-async def create_provider(
-    body: ProviderCreate,
-    request: Request,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:providers")],
-) -> Envelope[ProviderRead]:
+@router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[ProviderRead])
+@needs("manage:providers")
+async def create_provider(body: ProviderCreate, change: ChangeDep) -> Response:
     _check(body)
     provider = Provider(
-        organization_id=caller.organization_id,
+        organization_id=change.caller.organization_id,
         name=body.name,
         kind=body.kind,
-        sealed_credentials=shared.vault.seal_mapping(body.credentials),
+        sealed_credentials=change.shared.vault.seal_mapping(body.credentials),
     )
-    async with shared.sessions() as session, session.begin():
-        await changes.add_unique(
-            session, provider, Conflict(f"There is a provider named {body.name} already.")
-        )
-    return Envelope(data=ProviderRead.model_validate(provider), meta=meta_of(request))
+    await change.add(provider, Conflict(f"There is a provider named {body.name} already."))
+    return await change.told(ProviderRead, provider, 201)
 
 
-@router.get("", responses=documented())
-async def list_providers(
-    request: Request, session: SessionDep, page: PageDep, caller: Annotated[Caller, require("read:providers")]
-) -> ListEnvelope[ProviderRead]:
-    query = select(Provider).where(
-        col(Provider.organization_id) == caller.organization_id, col(Provider.deleted_at).is_(None)
-    )
-    return await page_of(request, session, query, Provider, ProviderRead, page)
+serve(
+    router,
+    Provider,
+    ProviderRead,
+    filters={"kind": Literal[provider_kinds()]},
+    search=("name",),
+    sorts=("created_at", "name"),
+)
 
 
-@router.get("/{id}", responses=documented(NotFound))
-async def get_provider(
-    id: UUID, request: Request, session: SessionDep, caller: Annotated[Caller, require("read:providers")]
-) -> Envelope[ProviderRead]:
-    provider = await changes.owned(session, Provider, id, caller)
-    return Envelope(data=ProviderRead.model_validate(provider), meta=meta_of(request))
-
-
-@router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict))
-async def delete_provider(
-    id: UUID, shared: ContextDep, caller: Annotated[Caller, require("delete:providers")]
-) -> None:
+@router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict, PreconditionFailed))
+@needs("delete:providers")
+async def delete_provider(id: UUID, change: ChangeDep) -> Response:
     """Forgets a provider that has no servers any more."""
-    async with shared.sessions() as session, session.begin():
-        provider = await changes.owned(session, Provider, id, caller, lock=True)
-        servers = await session.scalar(
-            select(func.count()).where(col(Server.provider_id) == id, col(Server.status) != DELETED)
-        )
-        if servers:
-            raise Conflict(f"The provider has {servers} servers: delete them first.")
-        provider.deleted_at = utc_now()
-        # Nothing will need them again.
-        provider.sealed_credentials = shared.vault.seal_mapping({})
+    provider = await change.subject(Provider, ProviderRead, id)
+    servers = await change.session.scalar(
+        select(func.count()).where(col(Server.provider_id) == id, col(Server.status) != DELETED)
+    )
+    if servers:
+        raise Conflict(f"The provider has {servers} servers: delete them first.")
+    provider.deleted_at = utc_now()
+    # Nothing will need them again.
+    provider.sealed_credentials = change.shared.vault.seal_mapping({})
+    return Response(status_code=204)
 
 
 def _check(body: ProviderCreate) -> None:

@@ -35,10 +35,13 @@ class Meta(BaseModel):
 
 
 class ListMeta(Meta):
-    page: int
+    """With `cursor` there is no page and nothing is counted."""
+
+    page: int | None
     per_page: int
-    total: int
-    total_pages: int
+    total: int | None
+    total_pages: int | None
+    next_cursor: str | None
 
 
 class Envelope(BaseModel, Generic[T]):

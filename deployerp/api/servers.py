@@ -2,29 +2,37 @@
 
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, Context, ContextDep, SessionDep, require
+from deployerp.api import actions
+from deployerp.api.actions import OperationSummary
+from deployerp.api.changes import Change, ChangeDep
+from deployerp.api.deps import Context
 from deployerp.api.errors import documented
-from deployerp.api.operations import OperationSummary, accepted
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View, enum_of
-from deployerp.domain.errors import Conflict, InvalidState, NotFound, OperationInProgress, Unavailable
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Body, Envelope, View, enum_of
+from deployerp.domain.errors import (
+    Conflict,
+    InvalidState,
+    NotFound,
+    OperationInProgress,
+    PreconditionFailed,
+    Unavailable,
+)
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import DELETED, SERVER
 from deployerp.domain.names import Name, Token
-from deployerp.domain.operations import Operation
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
 
-router = APIRouter(prefix="/v1/servers", tags=["servers"])
+router = APIRouter(prefix="/v1/servers", tags=["servers"], route_class=Route)
 
 
 class ServerCreate(Body):
@@ -62,106 +70,86 @@ class ServerAccepted(ServerRead):
     operation: OperationSummary
 
 
-@router.post("", status_code=202, responses=documented(NotFound, Conflict))
-async def create_server(
-    body: ServerCreate,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:servers")],
-) -> Envelope[ServerAccepted]:
+@router.post(
+    "", status_code=202, responses=documented(NotFound, Conflict), response_model=Envelope[ServerAccepted]
+)
+@needs("manage:servers")
+async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
     """Provisions a machine and makes it ready for instances."""
-    async with shared.sessions() as session, session.begin():
-        # Locked, so that it is not deleted in the meantime.
-        await changes.owned(session, Provider, body.provider_id, caller, lock=True)
-        server = Server(organization_id=caller.organization_id, **body.model_dump())
-        taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
-        operation = await changes.create(session, server, caller, taken)
-    return await _begun(request, response, shared, server, operation)
+    # Locked, so that it is not deleted in the meantime.
+    await change.owned(Provider, body.provider_id, lock=True)
+    server = Server(organization_id=change.caller.organization_id, **body.model_dump())
+    taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
+    operation = await actions.create(change, server, taken)
+    return actions.begun(change, operation, ServerRead, server)
 
 
-@router.get("", responses=documented())
-async def list_servers(
-    request: Request,
-    session: SessionDep,
-    page: PageDep,
-    caller: Annotated[Caller, require("read:servers")],
-) -> ListEnvelope[ServerRead]:
-    query = select(Server).where(
-        col(Server.organization_id) == caller.organization_id, col(Server.status) != DELETED
-    )
-    return await page_of(request, session, query, Server, ServerRead, page)
-
-
-@router.get("/{id}", responses=documented(NotFound))
-async def get_server(
-    id: UUID, request: Request, session: SessionDep, caller: Annotated[Caller, require("read:servers")]
-) -> Envelope[ServerRead]:
-    server = await changes.owned(session, Server, id, caller)
-    return Envelope(data=ServerRead.model_validate(server), meta=meta_of(request))
+serve(
+    router,
+    Server,
+    ServerRead,
+    filters={"status": Literal[SERVER.states], "provider_id": UUID},
+    search=("name", "address"),
+    sorts=("created_at", "name"),
+)
 
 
 @router.post(
-    "/{id}/actions", status_code=202, responses=documented(NotFound, OperationInProgress, InvalidState)
+    "/{id}/actions",
+    status_code=202,
+    responses=documented(NotFound, OperationInProgress, InvalidState),
+    response_model=Envelope[ServerAccepted],
 )
-async def act_on_server(
-    id: UUID,
-    body: ServerActionRequest,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:servers")],
-) -> Envelope[ServerAccepted]:
-    async with shared.sessions() as session, session.begin():
-        server = await changes.owned(session, Server, id, caller)
-        operation = await changes.act(session, server, body.action, caller)
-    return await _begun(request, response, shared, server, operation)
+@needs("manage:servers")
+async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) -> Response:
+    """Starts, stops or restarts the machine."""
+    server = await change.subject(Server, ServerRead, id)
+    operation = await actions.act(change, server, body.action)
+    return actions.begun(change, operation, ServerRead, server)
 
 
 @router.delete(
-    "/{id}", status_code=202, responses=documented(NotFound, Conflict, OperationInProgress, InvalidState)
+    "/{id}",
+    status_code=202,
+    responses=documented(NotFound, Conflict, OperationInProgress, InvalidState, PreconditionFailed),
+    response_model=Envelope[ServerAccepted],
 )
+@needs("delete:servers")
 async def delete_server(
     id: UUID,
-    request: Request,
-    response: Response,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("delete:servers")],
+    change: ChangeDep,
     force: Annotated[
         bool, Query(description="Also with instances on it, also when it or its provider does not answer.")
     ] = False,
-) -> Envelope[ServerAccepted]:
+) -> Response:
     """Destroys the machine; with `force`, also with its instances, and forgets what cannot be reached."""
-    async with shared.sessions() as session, session.begin():
-        server = await changes.owned(session, Server, id, caller, lock=True)
-        superseded = await changes.supersede(session, server) if force else None
-        if not force:
-            instances = await session.scalar(
-                select(func.count()).where(col(Instance.server_id) == id, col(Instance.status) != DELETED)
-            )
-            if instances:
-                raise Conflict(
-                    f"The server holds {instances} instances: delete them first, or add force=true.",
-                    details={"instances": instances},
-                )
-        operation = await changes.act(session, server, "delete", caller, force=force)
-    await _end(shared, superseded)
-    return await _begun(request, response, shared, server, operation)
+    server = await change.subject(Server, ServerRead, id)
+    if force:
+        await _supersede(change, server)
+    else:
+        await _need_empty(change, server)
+    operation = await actions.act(change, server, "delete", force=force)
+    return actions.begun(change, operation, ServerRead, server)
 
 
-async def _end(shared: Context, superseded: Operation | None) -> None:
-    if superseded is None:
-        return
+async def _supersede(change: Change, server: Server) -> None:
+    superseded = await actions.supersede(change, server)
+    if superseded is not None:
+        change.afterwards.append(partial(_end, change.shared, superseded.order.workflow_id))
+
+
+async def _end(shared: Context, workflow_id: str) -> None:
     # Where Temporal does not answer, its workflow ends by itself: a closed operation is not claimed again.
     with suppress(Unavailable):
-        await shared.temporal.terminate(superseded.order.workflow_id, "The server was deleted by force.")
+        await shared.temporal.terminate(workflow_id, "The server was deleted by force.")
 
 
-async def _begun(
-    request: Request, response: Response, shared: Context, server: Server, operation: Operation
-) -> Envelope[ServerAccepted]:
-    await shared.temporal.offer_operation(operation.order)
-    told = ServerRead.model_validate(server).model_dump()
-    return Envelope(
-        data=ServerAccepted(**told, operation=accepted(response, operation)), meta=meta_of(request)
+async def _need_empty(change: Change, server: Server) -> None:
+    instances = await change.session.scalar(
+        select(func.count()).where(col(Instance.server_id) == server.id, col(Instance.status) != DELETED)
     )
+    if instances:
+        raise Conflict(
+            f"The server holds {instances} instances: delete them first, or add force=true.",
+            details={"instances": instances},
+        )

@@ -1,24 +1,27 @@
 """Webhook deliveries: one event to one endpoint, and each try of it."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, SessionDep, require
+from deployerp.api.answers import shown, single
+from deployerp.api.changes import missing
+from deployerp.api.deps import CallerDep, ContextDep
 from deployerp.api.errors import documented
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Envelope, ListEnvelope, View, enum_of
+from deployerp.api.lists import Text
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Envelope, View, enum_of
+from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import NotFound
 from deployerp.domain.lifecycles import DELIVERY_STATES
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 
-router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"])
+router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"], route_class=Route)
 
 
 class AttemptRead(View):
@@ -45,30 +48,27 @@ class DeliveryRead(DeliverySummary):
     attempt_log: list[AttemptRead]
 
 
-@router.get("", responses=documented())
-async def list_webhook_deliveries(
-    request: Request,
-    session: SessionDep,
-    page: PageDep,
-    caller: Annotated[Caller, require("read:webhook-deliveries")],
-) -> ListEnvelope[DeliverySummary]:
-    query = select(WebhookDelivery).where(col(WebhookDelivery.organization_id) == caller.organization_id)
-    return await page_of(request, session, query, WebhookDelivery, DeliverySummary, page)
+serve(
+    router,
+    WebhookDelivery,
+    DeliverySummary,
+    filters={"state": Literal[DELIVERY_STATES], "endpoint_id": UUID, "event_id": UUID, "event_type": Text},
+    single_view=False,
+)
 
 
-@router.get("/{id}", responses=documented(NotFound))
-async def get_webhook_delivery(
-    id: UUID,
-    request: Request,
-    session: SessionDep,
-    caller: Annotated[Caller, require("read:webhook-deliveries")],
-) -> Envelope[DeliveryRead]:
-    delivery = await changes.owned(session, WebhookDelivery, id, caller)
-    attempts = await session.scalars(
-        select(WebhookAttempt)
-        .where(col(WebhookAttempt.delivery_id) == id)
-        .order_by(col(WebhookAttempt.number))
-    )
-    told: dict[str, Any] = DeliverySummary.model_validate(delivery).model_dump()
-    log = [AttemptRead.model_validate(attempt) for attempt in attempts]
-    return Envelope(data=DeliveryRead(**told, attempt_log=log), meta=meta_of(request))
+@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[DeliveryRead])
+@needs("read:webhook-deliveries")
+async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
+    """The delivery, with every attempt."""
+    async with tenant_transaction(shared.sessions, caller.organization_id) as session:
+        delivery = await session.get(WebhookDelivery, id)
+        if delivery is None or delivery.organization_id != caller.organization_id:
+            raise missing("WebhookDelivery", id)
+        attempts = await session.scalars(
+            select(WebhookAttempt)
+            .where(col(WebhookAttempt.delivery_id) == id)
+            .order_by(col(WebhookAttempt.number))
+        )
+        log = [shown(AttemptRead, attempt) for attempt in attempts]
+    return single(request, shown(DeliverySummary, delivery) | {"attemptLog": log})

@@ -5,25 +5,22 @@ from fnmatch import fnmatchcase
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
-from sqlalchemy import select
-from sqlmodel import col
 
-from deployerp.api import changes
-from deployerp.api.deps import Caller, ContextDep, SessionDep, require
+from deployerp.api.changes import ChangeDep
 from deployerp.api.errors import documented
-from deployerp.api.pages import PageDep, page_of
-from deployerp.api.requests import meta_of
-from deployerp.api.schemas import Body, Envelope, ListEnvelope, View
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import NotFound
+from deployerp.domain.errors import NotFound, PreconditionFailed
 from deployerp.domain.lifecycles import event_types
 from deployerp.domain.names import Description
 from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
 from deployerp.drivers.http import check_url
 
-router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"])
+router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"], route_class=Route)
 
 
 def _known_pattern(pattern: str) -> str:
@@ -64,53 +61,33 @@ class WebhookEndpointCreated(WebhookEndpointRead):
     secret: str = Field(description="Verifies signatures (Standard Webhooks); shown only now.")
 
 
-@router.post("", status_code=201, responses=documented())
-async def create_webhook_endpoint(
-    body: WebhookEndpointCreate,
-    request: Request,
-    shared: ContextDep,
-    caller: Annotated[Caller, require("manage:webhook-endpoints")],
-) -> Envelope[WebhookEndpointCreated]:
+@router.post("", status_code=201, responses=documented(), response_model=Envelope[WebhookEndpointCreated])
+@needs("manage:webhook-endpoints")
+async def create_webhook_endpoint(body: WebhookEndpointCreate, change: ChangeDep) -> Response:
+    """Adds a receiver; its secret is shown only now."""
     secret = new_webhook_secret()
     endpoint = WebhookEndpoint(
-        organization_id=caller.organization_id, sealed_secret=shared.vault.seal(secret), **body.model_dump()
+        organization_id=change.caller.organization_id,
+        sealed_secret=change.shared.vault.seal(secret),
+        **body.model_dump(),
     )
-    async with shared.sessions() as session, session.begin():
-        session.add(endpoint)
-    told = WebhookEndpointRead.model_validate(endpoint).model_dump()
-    return Envelope(data=WebhookEndpointCreated(**told, secret=secret), meta=meta_of(request))
+    await change.add(endpoint)
+    return await change.told(WebhookEndpointRead, endpoint, 201, secret=secret)
 
 
-@router.get("", responses=documented())
-async def list_webhook_endpoints(
-    request: Request,
-    session: SessionDep,
-    page: PageDep,
-    caller: Annotated[Caller, require("read:webhook-endpoints")],
-) -> ListEnvelope[WebhookEndpointRead]:
-    query = select(WebhookEndpoint).where(
-        col(WebhookEndpoint.organization_id) == caller.organization_id,
-        col(WebhookEndpoint.deleted_at).is_(None),
-    )
-    return await page_of(request, session, query, WebhookEndpoint, WebhookEndpointRead, page)
+serve(
+    router,
+    WebhookEndpoint,
+    WebhookEndpointRead,
+    filters={"enabled": bool},
+    search=("url", "description"),
+)
 
 
-@router.get("/{id}", responses=documented(NotFound))
-async def get_webhook_endpoint(
-    id: UUID,
-    request: Request,
-    session: SessionDep,
-    caller: Annotated[Caller, require("read:webhook-endpoints")],
-) -> Envelope[WebhookEndpointRead]:
-    endpoint = await changes.owned(session, WebhookEndpoint, id, caller)
-    return Envelope(data=WebhookEndpointRead.model_validate(endpoint), meta=meta_of(request))
-
-
-@router.delete("/{id}", status_code=204, responses=documented(NotFound))
-async def delete_webhook_endpoint(
-    id: UUID, shared: ContextDep, caller: Annotated[Caller, require("delete:webhook-endpoints")]
-) -> None:
+@router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))
+@needs("delete:webhook-endpoints")
+async def delete_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     """Stops sending; deliveries under way are given up."""
-    async with shared.sessions() as session, session.begin():
-        endpoint = await changes.owned(session, WebhookEndpoint, id, caller)
-        endpoint.deleted_at, endpoint.enabled = utc_now(), False
+    endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
+    endpoint.deleted_at, endpoint.enabled = utc_now(), False
+    return Response(status_code=204)

@@ -2,10 +2,12 @@
 
 import re
 import secrets
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlmodel import Field
+from sqlalchemy import or_, update
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import Field, col
 
 from deployerp.domain.base import Record, one_of, time_field
 from deployerp.domain.permissions import LEVELS
@@ -14,6 +16,8 @@ from deployerp.domain.secrets import digest
 _TOKEN = re.compile(r"erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SECRET_ALPHABET = _ALPHABET + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+# A write per request would cost more than the knowledge is worth.
+_LAST_USED_STEP = timedelta(minutes=1)
 
 
 class ApiKey(Record, table=True):
@@ -31,6 +35,10 @@ class ApiKey(Record, table=True):
 
     def is_valid_at(self, time: datetime) -> bool:
         return self.revoked_at is None and (self.expires_at is None or time < self.expires_at)
+
+    def wants_mark_at(self, time: datetime) -> bool:
+        """Whether its last use is so long ago that this one is worth a note."""
+        return self.last_used_at is None or time - self.last_used_at >= _LAST_USED_STEP
 
 
 def new_api_key(
@@ -54,3 +62,14 @@ def key_id_of(token: str) -> str | None:
     """The public part of a token, or None when it is no token of ours."""
     match = _TOKEN.fullmatch(token)
     return match.group(1) if match else None
+
+
+async def mark_used(session: AsyncSession, id: UUID, time: datetime) -> None:
+    """Notes a use, unless another process has just done so."""
+    last_used_at = col(ApiKey.last_used_at)
+    await session.execute(
+        update(ApiKey)
+        .where(col(ApiKey.id) == id, or_(last_used_at.is_(None), last_used_at <= time - _LAST_USED_STEP))
+        # To be used is no change of the key.
+        .values(last_used_at=time, updated_at=col(ApiKey.updated_at))
+    )

@@ -68,6 +68,20 @@ class OperationInProgress(Conflict):
     code = "operation_in_progress"
 
 
+class IdempotencyInProgress(Conflict):
+    """A request with the same `Idempotency-Key` is being carried out: send this one again in a moment."""
+
+    code = "idempotency_in_progress"
+    retryable = True
+
+
+class PreconditionFailed(RequestError):
+    """The resource is no longer what `If-Match` names: read it again and decide anew."""
+
+    code = "precondition_failed"
+    status = 412
+
+
 class PayloadTooLarge(RequestError):
     code = "payload_too_large"
     status = 413
@@ -78,6 +92,25 @@ class ValidationFailed(RequestError):
 
     code = "validation_error"
     status = 422
+
+
+class IdempotencyKeyReused(RequestError):
+    """The `Idempotency-Key` came with another request before: use a new key for a new request."""
+
+    code = "idempotency_key_reused"
+    status = 422
+
+
+class RateLimitExceeded(RequestError):
+    """The window's requests are spent; `Retry-After` says how many seconds it still lasts."""
+
+    code = "rate_limit_exceeded"
+    status = 429
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after: int) -> None:
+        super().__init__(message, details={"retry_after": retry_after})
+        self.retry_after = retry_after
 
 
 class Unavailable(DeployError):

@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain.base import PRESENT, Record, one_of, time_field
 from deployerp.domain.lifecycles import INSTANCE
 from deployerp.domain.secrets import Sealed, Vault
 
@@ -30,7 +30,14 @@ class Instance(Record, table=True):
     __table_args__ = (
         one_of("status", INSTANCE.states),
         one_of("environment_type", get_args(EnvironmentType)),
-        Index("ix_instances_listing", "organization_id", "created_at", "id"),
+        *(
+            Index(f"ix_instances_{name}", "organization_id", *columns, "created_at", "id", **PRESENT)
+            for name, columns in {
+                "listing": (),
+                "by_status": ("status",),
+                "by_server": ("server_id",),
+            }.items()
+        ),
         Index(
             "uq_instances_hostname",
             "hostname",

@@ -15,6 +15,7 @@ from deployerp.domain.lifecycles import (
     action_of,
 )
 from deployerp.domain.messages import OperationOrder
+from deployerp.domain.steps import STEPS
 
 _OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in OPEN_OPERATION_STATES))
 # The name by which the second of two racing requests is recognised.
@@ -45,7 +46,8 @@ class Operation(Record, table=True):
     state: str = "pending"
     error_code: str | None = None
     error_message: str | None = None
-    requested_by: UUID | None = Field(default=None, foreign_key="api_keys.id")
+    # A user or an API key.
+    requested_by: UUID | None = None
     retry_of: UUID | None = Field(default=None, foreign_key="operations.id")
     started_at: datetime | None = time_field()
     finished_at: datetime | None = time_field()
@@ -82,3 +84,7 @@ class OperationStep(Record, table=True):
     attempt: int = 1
     started_at: datetime = time_field()
     finished_at: datetime | None = time_field()
+
+    @property
+    def title(self) -> str:
+        return STEPS.get(self.name, self.name)

@@ -1,11 +1,14 @@
-"""Who may do what: levels of API keys mapped onto permissions."""
+"""Who may do what: levels of API keys and roles of members, over one set of permissions."""
 
 from typing import Literal, get_args
 
 Level = Literal["read", "write", "delete", "admin"]
+Role = Literal["owner", "admin", "developer", "billing", "viewer"]
 LEVELS: tuple[Level, ...] = get_args(Level)
+ROLES: tuple[Role, ...] = get_args(Role)
 
-_RESOURCES = (
+# What the fleet is made of, and what the people and the money around it are.
+_FLEET = (
     "servers",
     "instances",
     "providers",
@@ -13,18 +16,33 @@ _RESOURCES = (
     "events",
     "webhook-endpoints",
     "webhook-deliveries",
-    "api-keys",
 )
-# What keys can do to keys must not widen a key: only admin keys touch them.
-_ADMIN_ONLY = {"manage:api-keys", "delete:api-keys", "read:api-keys"}
+_PEOPLE = ("api-keys", "users", "audit-log")
+_MONEY = ("billing",)
 
-_READ = frozenset(f"read:{resource}" for resource in _RESOURCES) - _ADMIN_ONLY
-_WRITE = _READ | (frozenset(f"manage:{resource}" for resource in _RESOURCES) - _ADMIN_ONLY)
-_DELETE = _WRITE | (frozenset(f"delete:{resource}" for resource in _RESOURCES) - _ADMIN_ONLY)
 
-PERMISSIONS: dict[Level, frozenset[str]] = {
-    "read": _READ,
-    "write": _WRITE,
-    "delete": _DELETE,
-    "admin": _DELETE | _ADMIN_ONLY,
+def _can(verbs: str, *groups: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(f"{verb}:{each}" for verb in verbs.split() for group in groups for each in group)
+
+
+_EVERYTHING = _can("read manage delete", _FLEET, _PEOPLE, _MONEY)
+
+LEVEL_PERMISSIONS: dict[Level, frozenset[str]] = {
+    "read": _can("read", _FLEET),
+    "write": _can("read manage", _FLEET),
+    "delete": _can("read manage delete", _FLEET),
+    # What keys can do to keys and people must not widen a key: only admin keys touch them.
+    "admin": _EVERYTHING - _can("manage delete", _MONEY),
 }
+
+ROLE_PERMISSIONS: dict[Role, frozenset[str]] = {
+    "owner": _EVERYTHING,
+    "admin": _EVERYTHING - _can("manage delete", _MONEY),
+    # Whoever builds may take down what builders put up, but not the machines and accounts beneath it.
+    "developer": _can("read manage", _FLEET) - {"manage:providers"}
+    | {"delete:instances", "delete:webhook-endpoints"},
+    "billing": _can("read manage", _MONEY) | {"read:users"},
+    "viewer": _can("read", _FLEET),
+}
+
+PERMISSIONS: frozenset[str] = _EVERYTHING

@@ -3,10 +3,10 @@
 from datetime import datetime
 from uuid import UUID
 
-from sqlalchemy import Index, text
+from sqlalchemy import Index
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, time_field
+from deployerp.domain.base import PRESENT, Record, time_field
 
 
 class Provider(Record, table=True):
@@ -17,8 +17,7 @@ class Provider(Record, table=True):
             "organization_id",
             "name",
             unique=True,
-            sqlite_where=text("deleted_at IS NULL"),
-            postgresql_where=text("deleted_at IS NULL"),
+            **PRESENT,
         ),
     )
 

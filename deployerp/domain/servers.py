@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain.base import PRESENT, Record, one_of, time_field
 from deployerp.domain.lifecycles import SERVER
 
 
@@ -14,7 +14,7 @@ class Server(Record, table=True):
     __tablename__ = "servers"
     __table_args__ = (
         one_of("status", SERVER.states),
-        Index("ix_servers_listing", "organization_id", "created_at", "id"),
+        Index("ix_servers_listing", "organization_id", "created_at", "id", **PRESENT),
         Index(
             "uq_servers_organization_id_name",
             "organization_id",

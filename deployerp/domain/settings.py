@@ -2,9 +2,22 @@
 
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class TrustedIssuer(BaseModel):
+    """Another issuer of access tokens; what its users may do is decided here, by their membership."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    issuer: str
+    jwks_url: str
+    audience: str
+    algorithm: Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"] = "RS256"
+    organization_claim: str = "organization"
 
 
 class Settings(BaseSettings):
@@ -27,6 +40,25 @@ class Settings(BaseSettings):
     sweep_seconds: float = Field(10, gt=0, description="How often unstarted and orphaned work is looked for.")
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on.")
+    max_body_bytes: int = Field(
+        1_048_576, ge=1024, description="Size of the largest request body that the API reads."
+    )
+    trusted_proxies: list[IPv4Network | IPv6Network] = Field(
+        default_factory=list,
+        description="JSON list of the networks of proxies whose `X-Forwarded-For` is believed.",
+    )
+    address_requests_per_minute: int = Field(
+        60, ge=1, description="Requests that an address may make in a minute without valid credentials."
+    )
+    access_token_minutes: int = Field(15, ge=1, le=1440, description="How long an access token is good.")
+    refresh_token_days: int = Field(30, ge=1, le=365, description="How long a refresh token is good.")
+    token_issuer: str = Field("deployerp", description="`iss` of our access tokens.")
+    token_audience: str = Field("deployerp", description="`aud` that access tokens must have.")
+    trusted_issuers: list[TrustedIssuer] = Field(
+        default_factory=list,
+        description="JSON list of other issuers whose access tokens are taken: `issuer`, `jwks_url`,"
+        " `audience`, `algorithm` (one, e.g. `RS256`), `organization_claim` (slug or id; `organization`).",
+    )
     instance_domain: str = Field(
         "localhost", description="Domain under which instances get their host name, `<slug>.<domain>`."
     )

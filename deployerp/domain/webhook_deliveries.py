@@ -17,9 +17,10 @@ class WebhookDelivery(Record, table=True):
         one_of("state", DELIVERY_STATES),
         UniqueConstraint("endpoint_id", "event_id"),
         Index("ix_webhook_deliveries_state", "state", "created_at"),
+        Index("ix_webhook_deliveries_listing", "organization_id", "created_at", "id"),
     )
 
-    organization_id: UUID = Field(foreign_key="organizations.id", index=True)
+    organization_id: UUID = Field(foreign_key="organizations.id")
     endpoint_id: UUID = Field(foreign_key="webhook_endpoints.id")
     event_id: UUID = Field(foreign_key="events.id", index=True)
     event_type: str

@@ -3,10 +3,11 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import uvicorn
+from temporalio.service import RPCError
 
 from deployerp.api.app import create_app
 from deployerp.domain.settings import Settings
@@ -66,13 +67,23 @@ async def test_a_pending_operation_is_cancelled(client: Client, fleet: Fleet, se
     assert answer.json()["data"]["state"] == "cancelling"
     order = await fleet.order(begun["operation"]["id"])
     temporal = await Temporal.open(settings)
-    history = await temporal.client.get_workflow_handle(order.workflow_id).fetch_history()
-    kinds = [event.WhichOneof("attributes") for event in history.events]
-    assert "workflow_execution_cancel_requested_event_attributes" in kinds
+    await until_asked_to_stop(temporal, order.workflow_id)
     assert await fleet.records.claim_operation(order) is False
     await fleet.end(begun, "cancelled", code="cancelled", message="The operation was cancelled.")
     assert (await client.data("GET", path))["state"] == "cancelled"
     assert (await client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "failed"
+
+
+async def until_asked_to_stop(temporal: Temporal, workflow_id: str) -> None:
+    """Temporal is told beside the answer."""
+    async with asyncio.timeout(10):
+        while True:
+            with suppress(RPCError):
+                history = await temporal.client.get_workflow_handle(workflow_id).fetch_history()
+                kinds = [event.WhichOneof("attributes") for event in history.events]
+                if "workflow_execution_cancel_requested_event_attributes" in kinds:
+                    return
+            await asyncio.sleep(0.05)
 
 
 async def test_what_has_ended_is_not_cancelled(client: Client, fleet: Fleet) -> None:

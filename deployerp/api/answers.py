@@ -1,0 +1,68 @@
+"""Answers as bytes: the envelope around what the database or a record says."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import orjson
+from fastapi import Request, Response
+
+from deployerp.api.schemas import View
+from deployerp.domain.base import utc_now
+
+Data = dict[str, Any]
+_OPTIONS = orjson.OPT_UTC_Z
+
+
+def encode(value: object) -> bytes:
+    """JSON, with times in UTC as `...Z`; what JSON does not know is told as its text."""
+    return orjson.dumps(value, default=str, option=_OPTIONS)
+
+
+@cache
+def fields_of(view: type[View]) -> tuple[tuple[str, str], ...]:
+    """`(name of the attribute, name that clients see)` of each field of a view."""
+    return tuple((name, field.alias or name) for name, field in view.model_fields.items())
+
+
+def shown(view: type[View], record: object) -> Data:
+    """What a view tells of a record."""
+    return {alias: getattr(record, name) for name, alias in fields_of(view)}
+
+
+def meta_of(request: Request) -> Data:
+    return {"request_id": request.scope["state"]["request_id"], "timestamp": utc_now()}
+
+
+def etag_of(data: bytes) -> str:
+    return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+
+
+def answer(
+    request: Request,
+    data: object,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    meta: Data | None = None,
+) -> Response:
+    """Data in its envelope."""
+    body = {"success": True, "data": data, "meta": meta_of(request) | (meta or {})}
+    return Response(encode(body), status, headers, media_type="application/json")
+
+
+def single(request: Request, data: Data) -> Response:
+    """One resource, with the ETag of what is told of it; 304 where the client has just that."""
+    encoded = encode(data)
+    headers = {"ETag": etag_of(encoded)}
+    if headers["ETag"] in tags_of(request.headers.get("if-none-match")):
+        return Response(status_code=304, headers=headers)
+    return answer(request, orjson.Fragment(encoded), headers=headers)
+
+
+def tags_of(header: str | None) -> frozenset[str]:
+    """The entity tags of `If-Match` or `If-None-Match`; weak ones compare by their text."""
+    if header is None:
+        return frozenset()
+    return frozenset(each.strip().removeprefix("W/") for each in header.split(","))

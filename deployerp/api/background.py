@@ -1,0 +1,40 @@
+"""What is done after an answer: it must not delay it, and must not be lost when the process stops."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import structlog
+
+# More than this at once, and what comes is better left to the sweep than kept in memory.
+_MOST = 1000
+_DRAIN_SECONDS = 5
+log = structlog.get_logger()
+
+
+class Background:
+    """Runs coroutines beside the requests. Whatever runs here must be something that a sweep makes good."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        if len(self._tasks) >= _MOST:
+            work.close()
+            log.warning("left for the sweep", reason="too much is under way")
+            return
+        task = asyncio.create_task(self._logged(work))
+        # The loop holds its tasks only weakly.
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def drain(self) -> None:
+        """Waits for what runs, a little."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+
+    async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            log.error("unexpected", exc_info=error)

@@ -1,0 +1,103 @@
+"""The answer to a request with an `Idempotency-Key` is kept for a day and given again to the same request."""
+
+import base64
+import hashlib
+import re
+from dataclasses import dataclass
+from uuid import UUID
+
+from fastapi import Request, Response
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import col
+
+from deployerp.api.errors import invalid_field
+from deployerp.domain.base import utc_now
+from deployerp.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
+from deployerp.domain.idempotency import KEPT_FOR, IdempotencyRecord
+from deployerp.domain.secrets import Vault
+
+HEADER = "Idempotency-Key"
+MAX_LENGTH = 255
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_LENGTH}}}")
+# What else belongs to an answer; the rest is made anew for every request.
+_KEPT_HEADERS = ("content-type", "etag", "location")
+
+
+@dataclass(frozen=True)
+class Keyed:
+    """A request with a key."""
+
+    organization_id: UUID
+    key: str
+    fingerprint: str
+
+    async def replay(self, session: AsyncSession, vault: Vault) -> Response | None:
+        """The answer that was given before, if there is one.
+
+        Raises `IdempotencyInProgress` and `IdempotencyKeyReused`.
+        """
+        if session.get_bind().dialect.name == "postgresql":
+            await self._claim(session)
+        record = await session.scalar(
+            select(IdempotencyRecord).where(
+                col(IdempotencyRecord.organization_id) == self.organization_id,
+                col(IdempotencyRecord.key) == self.key,
+            )
+        )
+        if record is None:
+            return None
+        if record.expires_at <= utc_now():
+            await session.execute(delete(IdempotencyRecord).where(col(IdempotencyRecord.id) == record.id))
+            return None
+        if record.fingerprint != self.fingerprint:
+            raise IdempotencyKeyReused(
+                f"This {HEADER} came with another request before: use a new key for a new request."
+            )
+        return _restored(vault.open_mapping(record.sealed_answer), record.status)
+
+    async def _claim(self, session: AsyncSession) -> None:
+        """Holds the key until the transaction ends; on SQLite writers wait for each other anyway."""
+        number = int.from_bytes(hashlib.sha256(f"{self.organization_id}{self.key}".encode()).digest()[:8])
+        # A bigint of PostgreSQL's has a sign.
+        if not await session.scalar(select(func.pg_try_advisory_xact_lock(number - 2**63))):
+            raise IdempotencyInProgress(
+                f"A request with this {HEADER} is being carried out: send it again in a moment."
+            )
+
+    def keep(self, session: AsyncSession, vault: Vault, response: Response) -> None:
+        """Adds the answer to the transaction of its change."""
+        headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
+        body = base64.b64encode(bytes(response.body)).decode()
+        session.add(
+            IdempotencyRecord(
+                organization_id=self.organization_id,
+                key=self.key,
+                fingerprint=self.fingerprint,
+                status=response.status_code,
+                sealed_answer=vault.seal_mapping({"headers": headers, "body": body}),
+                expires_at=utc_now() + KEPT_FOR,
+            )
+        )
+
+
+async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
+    """The key of the request, if it has one. Raises `ValidationFailed` for one that is not sane."""
+    key = request.headers.get(HEADER)
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise invalid_field(HEADER, f"must be 1 to {MAX_LENGTH} visible ASCII characters, without spaces")
+    told = hashlib.sha256()
+    parts = (request.method, request.url.path, request.url.query)
+    for part in (*(each.encode() for each in parts), await request.body()):
+        # With its length: no two requests run together to the same text.
+        told.update(len(part).to_bytes(8))
+        told.update(part)
+    return Keyed(organization_id, key, told.hexdigest())
+
+
+def _restored(kept: dict[str, object], status: int) -> Response:
+    headers = {str(name): str(value) for name, value in dict(kept["headers"]).items()}  # type: ignore[call-overload]
+    body = base64.b64decode(str(kept["body"]))
+    return Response(body, status, headers | {"Idempotent-Replayed": "true"})

@@ -1,0 +1,253 @@
+"""What clients may ask of a list, and the statement that finds it."""
+
+import base64
+import binascii
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache, cached_property
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import parse_qsl
+from uuid import UUID
+
+import orjson
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    create_model,
+)
+from sqlalchemy import Integer, Select, String, bindparam, func, or_, select, tuple_
+from sqlmodel import SQLModel
+
+from deployerp.api.answers import fields_of
+from deployerp.api.errors import invalid_field, invalid_fields
+from deployerp.api.schemas import View
+from deployerp.domain.reads import Query, Row
+
+Order = Literal["asc", "desc"]
+_MOST_FIELDS = 50
+TOTAL = "_total"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a page ends: the value of the sorted field and the id of its last row."""
+
+    sort: str
+    order: Order
+    value: Any
+    id: UUID
+
+    def encoded(self) -> str:
+        plain = orjson.dumps([self.sort, self.order, self.value, self.id], default=str)
+        return base64.urlsafe_b64encode(plain).rstrip(b"=").decode()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A list request that keeps the rules."""
+
+    page: int
+    per_page: int
+    sort: str
+    order: Order
+    position: Position | None
+    filters: tuple[tuple[str, Any], ...]
+    # What was asked but for the page: other pages are asked for with the same.
+    same: tuple[tuple[str, str], ...]
+
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_PARAMETERS: dict[str, tuple[Any, str]] = {
+    "page": (Annotated[int, Field(ge=1, le=1_000_000)], "The page, from 1."),
+    "per_page": (Annotated[int, Field(ge=1, le=100)], "Rows of a page."),
+    "order": (Order, "Direction of the order."),
+    "cursor": (
+        Annotated[str, StringConstraints(min_length=1, max_length=1000)],
+        (
+            "In place of `page`: `next_cursor` of the answer before. Cheap however deep, and rows that come"
+            " or go meanwhile neither repeat nor hide others; without a total."
+        ),
+    ),
+    "created_after": (AwareDatetime, "Only what was created later (RFC 3339)."),
+    "created_before": (AwareDatetime, "Only what was created earlier (RFC 3339)."),
+}
+_DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20, "order": "desc"}
+
+
+@dataclass(frozen=True, eq=False)
+class Listing:
+    """The list of one kind of record: its columns, and what it can be filtered, searched and sorted by.
+
+    `filters` gives the type of each exact match by the name of its column.
+    """
+
+    model: type[SQLModel]
+    view: type[View]
+    filters: Mapping[str, Any]
+    search: Sequence[str]
+    sorts: Sequence[str]
+
+    def asked(self, query_string: bytes) -> Asked:
+        """Raises `ValidationFailed` for parameters that are unknown, given twice, or break their rule."""
+        try:
+            pairs = parse_qsl(
+                query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+            )
+        except ValueError:
+            raise invalid_field("query", f"must have at most {_MOST_FIELDS} parameters") from None
+        given = dict(pairs)
+        if len(given) != len(pairs):
+            raise invalid_field(_twice(pairs), "must be given once")
+        try:
+            known = self._model.model_validate(given).model_dump(exclude_none=True)
+        except ValidationError as error:
+            raise invalid_fields("query", error.errors()) from None
+        return self._asked(known, pairs)
+
+    def _asked(self, known: dict[str, Any], pairs: list[tuple[str, str]]) -> Asked:
+        position = self._position(known) if "cursor" in known else None
+        return Asked(
+            page=known.pop("page", 1),
+            per_page=known.pop("per_page", _DEFAULTS["per_page"]),
+            sort=known.pop("sort", position.sort if position else self.sorts[0]),
+            order=known.pop("order", position.order if position else _DEFAULTS["order"]),
+            position=position,
+            filters=tuple(sorted((name, value) for name, value in known.items() if name != "cursor")),
+            same=tuple((name, value) for name, value in pairs if name not in ("page", "cursor")),
+        )
+
+    def _position(self, known: dict[str, Any]) -> Position:
+        if "page" in known:
+            raise invalid_field("cursor", "cannot be given together with `page`")
+        try:
+            sort, order, value, last = orjson.loads(base64.urlsafe_b64decode(known["cursor"] + "=="))
+            if sort not in self.sorts or order not in get_args(Order):
+                raise ValueError
+            kind = self._columns[sort].type.python_type
+            typed = TypeAdapter(AwareDatetime if kind is datetime else kind).validate_python(value)
+            position = Position(sort, order, typed, UUID(last))
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise invalid_field("cursor", "must be the `next_cursor` of an answer of this list") from None
+        if any(known.get(name, ours) != ours for name, ours in (("sort", sort), ("order", order))):
+            raise invalid_field("cursor", "belongs to a list in another order")
+        return position
+
+    def next_cursor(self, asked: Asked, row: Row) -> str:
+        """The position of a row, from which the next page goes on."""
+        alias = dict(fields_of(self.view))[asked.sort]
+        return Position(asked.sort, asked.order, row[alias], row["id"]).encoded()
+
+    def values(self, asked: Asked, organization_id: UUID) -> dict[str, Any]:
+        """The parameters of the statement; one row more than asked tells whether there is a next page."""
+        values: dict[str, Any] = {"organization_id": organization_id, "limit": asked.per_page + 1}
+        values |= {name: _like(value) if name == "q" else value for name, value in asked.filters}
+        if asked.position is None:
+            return values | {"offset": (asked.page - 1) * asked.per_page}
+        return values | {"position_value": asked.position.value, "position_id": asked.position.id}
+
+    def query(self, asked: Asked, *, counted: bool) -> Query:
+        names = tuple(name for name, _ in asked.filters)
+        return self._query(asked.sort, asked.order, names, asked.position is not None, counted)
+
+    @cache  # noqa: B019  (listings are made once and live as long as the program)
+    def _query(self, sort: str, order: Order, filters: tuple[str, ...], after: bool, counted: bool) -> Query:
+        column, tie_break = self._columns[sort], self._columns["id"]
+        statement = self._rows(filters)
+        if counted:
+            statement = statement.add_columns(self._count(filters).scalar_subquery().label(TOTAL))
+        if after:
+            known = tuple_(
+                bindparam("position_value", type_=column.type), bindparam("position_id", type_=tie_break.type)
+            )
+            here: Any = tuple_(column, tie_break)
+            statement = statement.where(here < known if order == "desc" else here > known)
+        else:
+            statement = statement.offset(bindparam("offset", type_=Integer))
+        ordered = (each.desc() if order == "desc" else each.asc() for each in (column, tie_break))
+        return Query(statement.order_by(*ordered).limit(bindparam("limit", type_=Integer)))
+
+    def _rows(self, filters: tuple[str, ...]) -> Select[Any]:
+        columns = [self._columns[name].label(alias) for name, alias in fields_of(self.view)]
+        return select(*columns).where(*self._conditions(filters))
+
+    def _count(self, filters: tuple[str, ...]) -> Select[Any]:
+        return select(func.count()).select_from(self.model).where(*self._conditions(filters))
+
+    def _conditions(self, filters: tuple[str, ...]) -> list[Any]:
+        owner = self._columns["organization_id"]
+        conditions = [owner == bindparam("organization_id", type_=owner.type)]
+        if "deleted_at" in self._columns:
+            conditions.append(self._columns["deleted_at"].is_(None))
+        return conditions + [self._condition(name) for name in filters]
+
+    def _condition(self, name: str) -> Any:
+        created_at = self._columns["created_at"]
+        if name == "created_after":
+            return created_at > bindparam(name, type_=created_at.type)
+        if name == "created_before":
+            return created_at < bindparam(name, type_=created_at.type)
+        if name == "q":
+            pattern = bindparam(name, type_=String)
+            return or_(*(func.lower(self._columns[each]).like(pattern, escape="\\") for each in self.search))
+        return self._columns[name] == bindparam(name, type_=self._columns[name].type)
+
+    @cached_property
+    def one(self) -> Query:
+        """The statement that finds one by `id`."""
+        column = self._columns["id"]
+        return Query(self._rows(()).where(column == bindparam("id", type_=column.type)))
+
+    @cache  # noqa: B019
+    def count(self, filters: tuple[str, ...]) -> Query:
+        return Query(self._count(filters).with_only_columns(func.count().label(TOTAL)))
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[Any, str]]:
+        """`(type, description)` of every parameter by its name."""
+        told = _PARAMETERS | {"sort": (Literal[tuple(self.sorts)], "What to order by.")}
+        told |= {name: (kind, f"Only those with this `{name}`.") for name, kind in self.filters.items()}
+        if self.search:
+            told["q"] = (Text, f"Only those with this text in {' or '.join(self.search)}, in any case.")
+        return told
+
+    @property
+    def described(self) -> list[dict[str, Any]]:
+        """The parameters as OpenAPI tells them."""
+        defaults = _DEFAULTS | {"sort": self.sorts[0]}
+        return [
+            {
+                "name": name,
+                "in": "query",
+                "required": False,
+                "description": description,
+                "schema": TypeAdapter(kind).json_schema()
+                | ({"default": defaults[name]} if name in defaults else {}),
+            }
+            for name, (kind, description) in self.parameters.items()
+        ]
+
+    @cached_property
+    def _model(self) -> type[BaseModel]:
+        fields: Any = {name: (kind | None, None) for name, (kind, _) in self.parameters.items()}
+        return create_model("Asked", __config__=ConfigDict(extra="forbid"), **fields)
+
+    @cached_property
+    def _columns(self) -> Any:
+        return self.model.__table__.columns  # type: ignore[attr-defined]
+
+
+def _twice(pairs: list[tuple[str, str]]) -> str:
+    names = [name for name, _ in pairs]
+    return next(name for name in names if names.count(name) > 1)
+
+
+def _like(text: str) -> str:
+    """A pattern that matches the text anywhere; what means something to LIKE means itself."""
+    escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{escaped}%"

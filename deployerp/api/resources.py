@@ -1,0 +1,146 @@
+"""Lists and single resources: one mechanism, which a resource declares in a line."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from sqlmodel import SQLModel
+
+from deployerp.api import deps
+from deployerp.api.answers import answer, single
+from deployerp.api.changes import missing, snake
+from deployerp.api.errors import documented
+from deployerp.api.lists import TOTAL, Asked, Listing
+from deployerp.api.routes import needs
+from deployerp.api.schemas import Envelope, ListEnvelope, View
+from deployerp.domain.errors import NotFound
+from deployerp.domain.reads import Row
+
+# Counting many rows takes longer than reading a page of them, so a large total may be a little old.
+_LARGE = 1000
+_REMEMBERED_SECONDS = 5.0
+_MOST_REMEMBERED = 10_000
+
+
+class Totals:
+    """How many rows large lists have, as they were counted a moment ago."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[Any, tuple[int, float]] = OrderedDict()
+
+    def of(self, key: object) -> int | None:
+        total, until = self._known.get(key, (None, 0.0))
+        return total if time.monotonic() < until else None
+
+    def learn(self, key: object, total: int) -> None:
+        if total < _LARGE:
+            return
+        self._known[key] = (total, time.monotonic() + _REMEMBERED_SECONDS)
+        self._known.move_to_end(key)
+        while len(self._known) > _MOST_REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def serve(
+    router: APIRouter,
+    model: type[SQLModel],
+    view: type[View],
+    *,
+    filters: Mapping[str, Any] | None = None,
+    search: Sequence[str] = (),
+    sorts: Sequence[str] = ("created_at",),
+    single_view: bool = True,
+) -> Listing:
+    """Adds the list of a resource to its router, and the single one where nothing but its row tells of it.
+
+    The first of `sorts` is the order that a list has by itself.
+    """
+    listing = Listing(model, view, filters or {}, search, sorts)
+    plural = router.prefix.rpartition("/")[2]
+    permission = needs(f"read:{plural}")
+    plural_name, name = plural.replace("-", "_"), model.__name__
+    totals = Totals()
+
+    @permission
+    async def many(request: Request) -> Response:
+        return await _listed(request, listing, totals)
+
+    @permission
+    async def one(id: UUID, request: Request) -> Response:
+        return single(request, await find(request, listing, name, id))
+
+    router.add_api_route(
+        "",
+        many,
+        name=f"list_{plural_name}",
+        response_model=ListEnvelope[view],  # type: ignore[valid-type]
+        responses=documented(),
+        openapi_extra={"parameters": listing.described},
+    )
+    if single_view:
+        router.add_api_route(
+            "/{id}",
+            one,
+            name=f"get_{snake(name)}",
+            response_model=Envelope[view],  # type: ignore[valid-type]
+            responses=documented(NotFound),
+        )
+    return listing
+
+
+async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
+    """The caller's own row. Raises `NotFound`."""
+    organization_id = deps.caller(request).organization_id
+    values = {"organization_id": organization_id, "id": id}
+    found = await deps.context(request).reader.rows(organization_id, listing.one, values)
+    if not found:
+        raise missing(name, id)
+    return found[0]
+
+
+async def _listed(request: Request, listing: Listing, totals: Totals) -> Response:
+    asked = listing.asked(request.scope["query_string"])
+    organization_id = deps.caller(request).organization_id
+    key = (organization_id, asked.filters)
+    total = totals.of(key)
+    counted = asked.position is None and total is None
+    values = listing.values(asked, organization_id)
+    reader = deps.context(request).reader
+    rows = await reader.rows(organization_id, listing.query(asked, counted=counted), values)
+    if counted:
+        counts = [row.pop(TOTAL) for row in rows]
+        if not counts and asked.page > 1:
+            names = tuple(name for name, _ in asked.filters)
+            counts = [(await reader.rows(organization_id, listing.count(names), values))[0][TOTAL]]
+        total = counts[0] if counts else 0
+        totals.learn(key, total)
+    more = len(rows) > asked.per_page
+    rows = rows[: asked.per_page]
+    cursor = listing.next_cursor(asked, rows[-1]) if more else None
+    meta, links = _paged(asked, total, cursor)
+    path = request.scope["path"]
+    told = ", ".join(f'<{path}?{urlencode((*asked.same, at))}>; rel="{rel}"' for rel, at in links.items())
+    return answer(request, rows, meta=meta, headers={"Link": told})
+
+
+def _paged(
+    asked: Asked, total: int | None, cursor: str | None
+) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
+    """What a list adds to `meta`, and the pages around it."""
+    meta: dict[str, Any] = {"per_page": asked.per_page, "next_cursor": cursor}
+    links = {"first": ("page", "1")}
+    if asked.position is not None or total is None:
+        if cursor:
+            links["next"] = ("cursor", cursor)
+        return meta | {"page": None, "total": None, "total_pages": None}, links
+    pages = -(-total // asked.per_page)
+    if asked.page > 1:
+        links["prev"] = ("page", str(asked.page - 1))
+    if asked.page < pages:
+        links["next"] = ("page", str(asked.page + 1))
+    links["last"] = ("page", str(max(pages, 1)))
+    return meta | {"page": asked.page, "total": total, "total_pages": pages}, links

@@ -1,0 +1,25 @@
+"""The front page: what this is, and where to go."""
+
+from fastapi import APIRouter, Request, Response
+
+from deployerp import __version__
+from deployerp.api.answers import answer
+from deployerp.api.errors import limited
+from deployerp.api.routes import Route, public
+from deployerp.api.schemas import Envelope, View
+
+router = APIRouter(tags=["health"], route_class=Route)
+_LINKS = {"openapi": "/openapi.json", "playground": "/playground", "health": "/healthz"}
+
+
+class Front(View):
+    name: str
+    version: str
+    links: dict[str, str]
+
+
+@router.get("/", responses=limited(), response_model=Envelope[Front])
+@public
+async def get_root(request: Request) -> Response:
+    """Name, version, and links."""
+    return answer(request, {"name": "deployERP", "version": __version__, "links": _LINKS})

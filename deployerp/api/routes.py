@@ -1,0 +1,108 @@
+"""The one way into every endpoint: who may, in which transaction, answered how often, told to the log."""
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from deployerp.api import deps
+from deployerp.api.changes import carry_out
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+_SAFE = {"GET", "HEAD", "OPTIONS"}
+# Of an endpoint that asks for no permission.
+PUBLIC = "public"
+
+
+@dataclass(frozen=True)
+class Deprecation:
+    """When an endpoint was declared old, when it goes, and where it is told what to use instead."""
+
+    since: datetime
+    sunset: datetime
+    link: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Deprecation` (RFC 9745) and `Sunset` (RFC 8594)."""
+        return {
+            "Deprecation": f"@{int(self.since.timestamp())}",
+            "Sunset": format_datetime(self.sunset.astimezone(UTC), usegmt=True),
+            "Link": f'<{self.link}>; rel="deprecation"; type="text/html"',
+        }
+
+
+def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
+    """Declares what a caller must be allowed."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["permission"] = permission
+        return endpoint
+
+    return declare
+
+
+def public(endpoint: Endpoint) -> Endpoint:
+    """Declares that anybody may call, and that nothing is done in an organization's name."""
+    return needs(PUBLIC)(endpoint)
+
+
+def deprecated(since: datetime, sunset: datetime, link: str) -> Callable[[Endpoint], Endpoint]:
+    """Declares an endpoint old; every answer of it says so."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["deprecation"] = Deprecation(since, sunset, link)
+        return endpoint
+
+    return declare
+
+
+class Route(APIRoute):
+    """An endpoint behind its permission; one that changes something, in one transaction."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        permission: str | None = getattr(endpoint, "permission", None)
+        if permission is None:
+            raise TypeError(f"{endpoint.__name__} must declare `@needs(...)` or `@public`")
+        self.permission = permission
+        self.deprecation: Deprecation | None = getattr(endpoint, "deprecation", None)
+        options["generate_unique_id_function"] = _operation_id
+        options["deprecated"] = self.deprecation is not None or None
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Handler:
+        handle = self._guarded(super().get_route_handler())
+        return handle if self.deprecation is None else _told_old(handle, self.deprecation)
+
+    def _guarded(self, handle: Handler) -> Handler:
+        permission = self.permission
+        if permission == PUBLIC:
+            return handle
+        changes = not (self.methods or set()) <= _SAFE
+        name = self.name
+
+        async def guarded(request: Request) -> Response:
+            caller = deps.caller(request)
+            caller.need(permission)
+            return await (carry_out(request, caller, name, handle) if changes else handle(request))
+
+        return guarded
+
+
+def _told_old(handle: Handler, deprecation: Deprecation) -> Handler:
+    async def told(request: Request) -> Response:
+        response = await handle(request)
+        for name, value in deprecation.headers.items():
+            response.headers.append(name, value)
+        return response
+
+    return told
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name

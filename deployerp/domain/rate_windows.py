@@ -1,0 +1,102 @@
+"""How much of a limit is spent, shared by all API processes."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+from sqlalchemy import and_, bindparam, delete, or_, select, tuple_, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlmodel import Field, SQLModel, col
+
+from deployerp.domain.base import UtcDateTime
+from deployerp.domain.plans import HOUR, MINUTE
+
+
+class RateWindow(SQLModel, table=True):
+    """One window of one subject: an organization, an address, an account that somebody signs in to."""
+
+    __tablename__ = "rate_windows"
+
+    subject: str = Field(primary_key=True)
+    seconds: int = Field(primary_key=True)
+    # A window begins with its first request.
+    started_at: datetime = Field(sa_type=UtcDateTime, index=True)
+    spent: int
+
+
+class Spending(NamedTuple):
+    """When a window began and what has been taken of it; it has not begun where nothing is spent."""
+
+    started_at: datetime
+    spent: int
+
+
+def runs_at(now: datetime, started_at: datetime, length: timedelta) -> bool:
+    """Whether a window that began then has not ended.
+
+    One from the future was begun by a process whose clock is ahead: it is believed by less than a length.
+    """
+    return abs(now - started_at) < length
+
+
+async def lock_windows(
+    session: AsyncSession, subject: str, lengths: Sequence[int], now: datetime
+) -> dict[int, Spending]:
+    """The subject's windows by their seconds, which are this transaction's alone until it ends.
+
+    What is missing is made. `lengths` are in seconds, the shortest first: who locks in another order would
+    make deadlocks.
+    """
+    connection = await session.connection()
+    rows = [{"subject": subject, "seconds": length, "started_at": now, "spent": 0} for length in lengths]
+    found = await connection.execute(_LOCKED[connection.dialect.name], rows)
+    return {seconds: Spending(started_at, spent) for seconds, started_at, spent in found}
+
+
+async def write_windows(session: AsyncSession, subject: str, spendings: Mapping[int, Spending]) -> None:
+    """Writes windows, by their seconds, that `lock_windows` has locked in this transaction."""
+    connection = await session.connection()
+    rows = [
+        {"of": subject, "for_seconds": seconds, "started_at": spending.started_at, "spent": spending.spent}
+        for seconds, spending in spendings.items()
+    ]
+    await connection.execute(_WRITTEN, rows)
+
+
+async def forget_ended(session: AsyncSession, now: datetime) -> int:
+    """Deletes windows that have ended, so many at a time that nobody waits for it; says how many.
+
+    A window is left a minute longer: to an API process whose clock is behind it still runs.
+    """
+    ended = or_(
+        *(
+            and_(
+                col(RateWindow.seconds) == seconds,
+                col(RateWindow.started_at) < now - timedelta(seconds=seconds) - _GRACE,
+            )
+            for seconds in (MINUTE, HOUR)
+        )
+    )
+    # What is locked is in use. Who waits for it while it holds others would make a deadlock.
+    free = select(*_KEY).where(ended).limit(_BATCH).with_for_update(skip_locked=True)
+    connection = await session.connection()
+    gone = await connection.execute(delete(RateWindow).where(tuple_(*_KEY).in_(free)))
+    return gone.rowcount
+
+
+_GRACE = timedelta(minutes=1)
+_BATCH = 10_000
+_KEY = (col(RateWindow.subject), col(RateWindow.seconds))
+# One statement that makes a row or locks the one that is there: nobody can come in between.
+_LOCKED = {
+    name: dialect.insert(RateWindow)
+    .on_conflict_do_update(index_elements=_KEY, set_={"spent": col(RateWindow.spent)})
+    .returning(col(RateWindow.seconds), col(RateWindow.started_at), col(RateWindow.spent))
+    for name, dialect in {"postgresql": postgresql, "sqlite": sqlite}.items()
+}
+_WRITTEN = (
+    update(RateWindow)
+    .where(col(RateWindow.subject) == bindparam("of"), col(RateWindow.seconds) == bindparam("for_seconds"))
+    .values(started_at=bindparam("started_at"), spent=bindparam("spent"))
+)

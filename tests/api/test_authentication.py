@@ -1,0 +1,479 @@
+"""Who is behind a token, asked of the authenticator itself, on real databases."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import jwt
+import pytest
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from jwt.algorithms import RSAAlgorithm
+from sqlalchemy import delete, event, select, update
+from sqlmodel import col
+from structlog.testing import capture_logs
+
+from deployerp.api.authentication import REMEMBERED_SECONDS, Authenticator, access_tokens
+from deployerp.api.background import Background
+from deployerp.domain.api_keys import ApiKey, new_api_key
+from deployerp.domain.base import utc_now
+from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.errors import Unauthorized
+from deployerp.domain.organizations import Organization
+from deployerp.domain.permissions import LEVEL_PERMISSIONS, LEVELS, ROLE_PERMISSIONS, ROLES
+from deployerp.domain.plans import PLAN_LIMITS, Limits
+from deployerp.domain.secrets import new_encryption_key
+from deployerp.domain.settings import Settings
+from deployerp.domain.users import Identity, Member, User
+from tests.forged_tokens import FORGERIES, Forge, base64url, token_of
+
+ISSUER = "https://issuer.example/"
+RSA, OTHER = (rsa.generate_private_key(65537, 2048) for _ in range(2))
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class World:
+    """An authenticator, and what it looks at."""
+
+    settings: Settings
+    sessions: SessionFactory
+    background: Background
+    clock: Clock
+    authenticator: Authenticator
+    statements: list[str]
+
+    async def add(self, *records: Any) -> None:
+        async with self.sessions() as session, session.begin():
+            for record in records:
+                session.add(record)
+                await session.flush()
+
+    async def change(self, statement: Any) -> None:
+        async with self.sessions() as session, session.begin():
+            await session.execute(statement)
+
+    async def organization(self, slug: str = "acme", **more: Any) -> Organization:
+        made = Organization(name=slug, slug=slug, **more)
+        await self.add(made)
+        return made
+
+    async def key(self, organization: Organization, level: str = "read", **more: Any) -> tuple[ApiKey, str]:
+        key, token = new_api_key(organization.id, "test", level, **more)
+        await self.add(key)
+        return key, token
+
+    async def user(
+        self, *organizations: Organization, role: str = "viewer", email: str = "ada@example.com"
+    ) -> User:
+        user = User(email=email, name="Ada")
+        await self.add(
+            user, *(Member(organization_id=each.id, user_id=user.id, role=role) for each in organizations)
+        )
+        return user
+
+    def issue(self, user: User, organization: Organization) -> str:
+        return access_tokens(self.settings).issue(user.id, organization.id)
+
+    async def refuses(self, token: str) -> None:
+        with pytest.raises(Unauthorized) as caught:
+            await self.authenticator.caller(token)
+        assert caught.value.message.startswith("A valid API key or access token is needed")
+        assert self.authenticator.remembered(token) is None
+
+
+@pytest.fixture
+async def published() -> AsyncIterator[str]:
+    """The address of an issuer's keys: `one`, and `ec` which is of another algorithm."""
+    keys = [
+        RSAAlgorithm.to_jwk(RSA.public_key(), as_dict=True) | {"kid": "one", "use": "sig"},
+        jwt.algorithms.ECAlgorithm.to_jwk(ec.generate_private_key(ec.SECP256R1()).public_key(), as_dict=True)
+        | {"kid": "ec"},
+    ]
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response({"keys": keys})
+
+    application = web.Application()
+    application.router.add_get("/keys", answer)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}/keys"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def world(database_url: str, published: str) -> AsyncIterator[World]:
+    trusted = {"issuer": ISSUER, "jwks_url": published, "audience": "erp"}
+    settings = Settings.model_validate(
+        {"encryption_keys": [new_encryption_key()], "trusted_issuers": [trusted]}
+    )
+    database = open_database(database_url)
+    statements: list[str] = []
+    event.listen(
+        database.sync_engine,
+        "before_cursor_execute",
+        lambda _connection, _cursor, statement, *_: statements.append(statement),
+    )
+    sessions, background, clock = session_factory(database), Background(), Clock()
+    authenticator = Authenticator(settings, sessions, background, clock=clock)
+    yield World(settings, sessions, background, clock, authenticator, statements)
+    await background.drain()
+    await database.dispose()
+
+
+# API keys.
+
+
+@pytest.mark.parametrize("level", LEVELS)
+async def test_a_key_is_its_organization_with_the_permissions_of_its_level(world: World, level: str) -> None:
+    organization = await world.organization(plan="professional")
+    key, token = await world.key(organization, level)
+    caller = await world.authenticator.caller(token)
+    assert (caller.organization_id, caller.actor_type, caller.actor_id) == (
+        organization.id,
+        "api_key",
+        key.id,
+    )
+    assert caller.holds == f"level `{level}`"
+    assert caller.permissions == LEVEL_PERMISSIONS[level]
+    assert caller.limits == PLAN_LIMITS["professional"]
+
+
+async def test_an_organization_can_have_limits_of_its_own(world: World) -> None:
+    _, token = await world.key(await world.organization(plan="enterprise", requests_per_minute=7))
+    assert (await world.authenticator.caller(token)).limits == Limits(7, None)
+
+
+async def test_keys_that_are_wrong_expired_or_revoked_are_refused(world: World) -> None:
+    organization = await world.organization()
+    _, right = await world.key(organization)
+    _, expired = await world.key(organization, expires_at=utc_now() - timedelta(seconds=1))
+    revoked_key, revoked = await world.key(organization)
+    await world.change(update(ApiKey).where(col(ApiKey.id) == revoked_key.id).values(revoked_at=utc_now()))
+    last = "a" if right[-1] != "a" else "b"
+    for token in (
+        expired,
+        revoked,
+        right[:-1] + last,
+        right + "a",
+        new_api_key(organization.id, "x", "read")[1],
+    ):
+        await world.refuses(token)
+    assert await world.authenticator.caller(right)
+
+
+@pytest.mark.parametrize(
+    "token", ["", "garbage", "erp_live_", "a" * 100_000, "\udc80", "é", "erp_refresh_x", "a.b.c"]
+)
+async def test_what_is_no_token_is_refused(world: World, token: str) -> None:
+    await world.refuses(token)
+
+
+async def test_the_last_use_is_noted_once_a_minute_and_is_no_change(world: World) -> None:
+    organization = await world.organization()
+    key, token = await world.key(organization)
+
+    async def used_at() -> Any:
+        world.clock.now += REMEMBERED_SECONDS
+        await world.authenticator.caller(token)
+        await world.background.drain()
+        async with world.sessions() as session:
+            kept = await session.get_one(ApiKey, key.id)
+        assert kept.updated_at == key.updated_at
+        return kept.last_used_at
+
+    first = await used_at()
+    assert first is not None
+    assert await used_at() == first
+    long_ago = first - timedelta(seconds=61)
+    await world.change(update(ApiKey).values(last_used_at=long_ago, updated_at=key.updated_at))
+    assert await used_at() > first
+
+
+# Users with a token of ours.
+
+
+@pytest.mark.parametrize("role", ROLES)
+async def test_a_user_has_the_permissions_of_the_role_in_the_organization_of_the_token(
+    world: World, role: str
+) -> None:
+    acme, beta = await world.organization("acme", plan="enterprise"), await world.organization("beta")
+    user = await world.user(acme, role=role)
+    await world.add(Member(organization_id=beta.id, user_id=user.id, role="viewer"))
+    caller = await world.authenticator.caller(world.issue(user, acme))
+    assert (caller.organization_id, caller.actor_type, caller.actor_id) == (acme.id, "user", user.id)
+    assert caller.holds == f"role `{role}`"
+    assert caller.permissions == ROLE_PERMISSIONS[role]
+    assert caller.limits == PLAN_LIMITS["enterprise"]
+
+
+async def test_who_is_disabled_gone_or_no_member_is_refused(world: World) -> None:
+    acme, beta = await world.organization("acme"), await world.organization("beta")
+    disabled, gone = await world.user(acme), await world.user(acme, email="gone@example.com")
+    await world.change(update(User).where(col(User.id) == disabled.id).values(disabled_at=utc_now()))
+    await world.change(delete(Member).where(col(Member.user_id) == gone.id))
+    member = await world.user(acme, email="member@example.com")
+    await world.refuses(world.issue(disabled, acme))
+    await world.refuses(world.issue(gone, acme))
+    await world.refuses(world.issue(member, beta))
+    await world.refuses(world.issue(User(id=uuid4(), email="", name=""), acme))
+
+
+async def test_an_organization_named_like_the_id_of_another_is_not_mistaken_for_it(world: World) -> None:
+    acme = await world.organization("acme")
+    alike = await world.organization(str(acme.id))
+    user = await world.user(acme, alike)
+    for organization in (acme, alike):
+        caller = await world.authenticator.caller(world.issue(user, organization))
+        assert caller.organization_id == organization.id
+
+
+@pytest.mark.parametrize("name", FORGERIES)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_forged_tokens_of_a_real_user_are_refused(world: World, name: str) -> None:
+    organization = await world.organization()
+    user = await world.user(organization)
+    forge = Forge(world.settings.encryption_keys[0].get_secret_value(), user.id, organization.id)
+    assert await world.authenticator.caller(forge.token())
+    await world.refuses(FORGERIES[name](forge))
+
+
+async def test_the_reason_of_a_refusal_is_logged_without_the_token(world: World) -> None:
+    forge = Forge(world.settings.encryption_keys[0].get_secret_value())
+    token = FORGERIES["expired"](forge)
+    with capture_logs() as logs:
+        await world.refuses(token)
+    (line,) = logs
+    assert line["reason"] == "Signature has expired"
+    assert token not in json.dumps(logs)
+
+
+# Users with a token of another issuer.
+
+
+def external(key: Any = RSA, kid: str = "one", algorithm: str = "RS256", **changes: Any) -> str:
+    now = int(time.time())
+    right = {
+        "iss": ISSUER,
+        "aud": "erp",
+        "sub": "u-1",
+        "iat": now,
+        "exp": now + 60,
+        "email": "Ada@Example.com",
+    }
+    claims = right | {"email_verified": True} | changes
+    told = {name: value for name, value in claims.items() if value is not None}
+    return jwt.encode(told, key, algorithm, headers={"kid": kid})
+
+
+async def identities(world: World) -> list[tuple[UUID, str, str]]:
+    async with world.sessions() as session:
+        found = await session.scalars(select(Identity))
+        return [(each.user_id, each.issuer, each.subject) for each in found]
+
+
+async def test_a_verified_address_links_the_subject_to_its_user_for_good(world: World) -> None:
+    organization = await world.organization()
+    user = await world.user(organization, role="developer")
+    caller = await world.authenticator.caller(external())
+    assert (caller.actor_id, caller.holds) == (user.id, "role `developer`")
+    assert caller.permissions == ROLE_PERMISSIONS["developer"]
+    assert await identities(world) == [(user.id, ISSUER, "u-1")]
+    # From now on it is the subject that counts, whatever its address.
+    later = external(email="new@example.com", email_verified=False)
+    assert (await world.authenticator.caller(later)).actor_id == user.id
+    assert len(await identities(world)) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"email_verified": False},
+        {"email_verified": None},
+        {"email_verified": "true"},
+        {"email": None},
+        {"email": ["ada@example.com"]},
+        {"email": "nobody@example.com"},
+        {"email": "a\u0000da@example.com"},
+        {"sub": "a\u0000"},
+        {"sub": "x" * 256},
+        {"sub": ""},
+        {"sub": None},
+        {"aud": "somebody else"},
+        {"aud": ["erp"]},
+        {"aud": None},
+        {"iss": "https://other.example/"},
+        {"iss": None},
+        {"iss": ISSUER.rstrip("/")},
+        {"exp": 1},
+        {"exp": None},
+        {"iat": int(time.time()) + 3600},
+        {"nbf": int(time.time()) + 3600},
+        {"organization": "beta"},
+        {"organization": ["acme"]},
+        {"organization": ""},
+        {"kid": "unknown"},
+        {"kid": "ec"},
+        {"key": OTHER},
+        {"key": "a secret of 32 bytes or rather more", "algorithm": "HS256"},
+        {"algorithm": "RS512"},
+        {"algorithm": "PS256"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_tokens_of_an_issuer_that_are_wrong_link_nobody(world: World, changes: dict[str, Any]) -> None:
+    await world.organization("beta")
+    await world.user(await world.organization())
+    await world.refuses(external(**changes))
+    assert await identities(world) == []
+    assert await world.authenticator.caller(external())
+
+
+async def test_an_unsigned_token_of_an_issuer_is_refused(world: World) -> None:
+    await world.user(await world.organization())
+    claims = jwt.decode(external(), options={"verify_signature": False})
+    await world.refuses(token_of({"alg": "none", "kid": "one"}, claims, lambda _: b""))
+    header, _, signature = external().split(".")
+    await world.refuses(f"{header}.{base64url(json.dumps(claims | {'sub': 'u-2'}).encode())}.{signature}")
+
+
+async def test_an_issuer_cannot_speak_for_us_nor_we_for_it(world: World) -> None:
+    organization = await world.organization()
+    user = await world.user(organization)
+    ours = Forge(world.settings.encryption_keys[0].get_secret_value(), user.id, organization.id)
+    await world.refuses(external(**ours.claims()))
+    await world.refuses(ours.token(claims={"iss": ISSUER, "aud": "erp"}))
+    await world.refuses(external(kid=ours.kid))
+
+
+async def test_the_organization_is_the_named_one_or_the_only_one(world: World) -> None:
+    acme, beta = await world.organization("acme"), await world.organization("beta")
+    user = await world.user(acme)
+    assert (await world.authenticator.caller(external())).organization_id == acme.id
+    await world.add(Member(organization_id=beta.id, user_id=user.id, role="viewer"))
+    await world.refuses(external(jti="2"))
+    for named, meant in (("acme", acme), ("beta", beta), (str(acme.id), acme), (str(beta.id), beta)):
+        assert (await world.authenticator.caller(external(organization=named))).organization_id == meant.id
+    await world.refuses(external(organization="gamma"))
+
+
+async def test_an_address_that_is_given_to_somebody_new_does_not_give_them_the_user(world: World) -> None:
+    await world.user(await world.organization())
+    await world.authenticator.caller(external())
+    await world.refuses(external(sub="u-2"))
+    assert len(await identities(world)) == 1
+
+
+async def test_many_first_tokens_at_once_link_once(world: World) -> None:
+    user = await world.user(await world.organization())
+    callers = await asyncio.gather(
+        *(world.authenticator.caller(external(jti=str(number))) for number in range(10))
+    )
+    assert {caller.actor_id for caller in callers} == {user.id}
+    assert len(await identities(world)) == 1
+
+
+async def test_a_disabled_user_of_an_issuer_is_refused(world: World) -> None:
+    await world.user(await world.organization())
+    await world.authenticator.caller(external())
+    await world.change(update(User).values(disabled_at=utc_now()))
+    await world.refuses(external(jti="2"))
+
+
+# What is remembered.
+
+
+async def test_who_was_found_is_remembered_for_seconds_and_no_longer(world: World) -> None:
+    key, token = await world.key(await world.organization())
+    found = await world.authenticator.caller(token)
+    await world.background.drain()
+    await world.change(update(ApiKey).values(revoked_at=utc_now()))
+    world.statements.clear()
+    world.clock.now += REMEMBERED_SECONDS - 0.1
+    assert world.authenticator.remembered(token) is found
+    assert await world.authenticator.caller(token) is found
+    assert world.statements == []
+    world.clock.now += 0.1
+    assert world.authenticator.remembered(token) is None
+    await world.refuses(token)
+
+
+async def test_a_role_that_changes_counts_within_seconds(world: World) -> None:
+    organization = await world.organization()
+    user = await world.user(organization)
+    token = world.issue(user, organization)
+    assert (await world.authenticator.caller(token)).holds == "role `viewer`"
+    await world.change(update(Member).values(role="admin"))
+    world.clock.now += REMEMBERED_SECONDS
+    assert (await world.authenticator.caller(token)).holds == "role `admin`"
+
+
+async def test_nobody_is_remembered_longer_than_their_token_is_good(world: World) -> None:
+    organization = await world.organization()
+    _, token = await world.key(organization, expires_at=utc_now() + timedelta(seconds=2))
+    await world.authenticator.caller(token)
+    assert world.authenticator.remembered(token) is not None
+    world.clock.now += 2
+    assert world.authenticator.remembered(token) is None
+
+
+async def test_who_is_forgotten_is_looked_up_again_and_nobody_else(world: World) -> None:
+    organization = await world.organization()
+    key, token = await world.key(organization)
+    _, other = await world.key(organization)
+    await world.authenticator.caller(token)
+    await world.authenticator.caller(other)
+    await world.change(update(ApiKey).values(revoked_at=utc_now()))
+    world.authenticator.forget(key.id)
+    await world.refuses(token)
+    assert world.authenticator.remembered(other) is not None
+
+
+async def test_many_at_once_share_one_look_and_one_who_leaves_takes_nothing_along(world: World) -> None:
+    _, token = await world.key(await world.organization())
+    world.statements.clear()
+    asking = [asyncio.create_task(world.authenticator.caller(token)) for _ in range(50)]
+    await asyncio.sleep(0)
+    asking[0].cancel()
+    found = await asyncio.gather(*asking[1:])
+    assert len({id(caller) for caller in found}) == 1
+    await world.background.drain()
+    looks = [statement for statement in world.statements if "token_digest" in statement]
+    assert len(looks) == 1
+
+
+async def test_what_was_read_before_a_change_is_not_remembered_after_it(world: World) -> None:
+    key, token = await world.key(await world.organization())
+    asking = asyncio.create_task(world.authenticator.caller(token))
+    await asyncio.sleep(0)
+    world.authenticator.forget(key.id)
+    await asking
+    assert world.authenticator.remembered(token) is None
+
+
+async def test_memory_has_a_bound(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployerp.api.authentication._MOST_REMEMBERED", 3)
+    organization = await world.organization()
+    tokens = [(await world.key(organization))[1] for _ in range(5)]
+    for token in tokens:
+        await world.authenticator.caller(token)
+    known = [world.authenticator.remembered(token) is not None for token in tokens]
+    assert known == [False, False, True, True, True]
+    world.clock.now += REMEMBERED_SECONDS
+    await world.authenticator.caller(tokens[0])
+    assert len(world.authenticator._remembered) == 1
