@@ -119,6 +119,8 @@ ChangeDep = Annotated[Change, Depends(change)]
 async def carry_out(request: Request, caller: Caller, name: str, handle: Handler) -> Response:
     """Runs an endpoint in its change; all of it is there afterwards, or nothing."""
     shared = deps.context(request)
+    # All of it, before anything is held: a client that sends slowly must not keep others waiting.
+    await request.body()
     key = await keyed(request, caller.organization_id)
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:

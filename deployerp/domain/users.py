@@ -79,7 +79,7 @@ async def memberships_of(session: AsyncSession, user_id: UUID) -> list[Membershi
         .where(col(User.id) == user_id, col(User.disabled_at).is_(None))
         .order_by(col(Organization.slug))
     )
-    return [Membership(*row) for row in found.tuples()]
+    return [Membership(*row) for row in found]
 
 
 def choose(memberships: Sequence[Membership], organization: str | None) -> Membership | None:

@@ -1,5 +1,7 @@
 """What the API's contract needs: people, plans, kept answers, rate windows, the audit log"""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 from sqlalchemy.dialects import postgresql
@@ -9,7 +11,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-_PRESENT = {
+_PRESENT: dict[str, Any] = {
     "sqlite_where": sa.text("deleted_at IS NULL"),
     "postgresql_where": sa.text("deleted_at IS NULL"),
 }
@@ -31,6 +33,8 @@ def upgrade() -> None:
         "ALTER TABLE organizations ADD COLUMN plan VARCHAR NOT NULL DEFAULT 'starter'"
         " CONSTRAINT ck_organizations_plan CHECK (plan IN ('starter', 'professional', 'enterprise'))"
     )
+    # Whoever is there already had no limit.
+    op.execute("UPDATE organizations SET plan = 'enterprise'")
     op.add_column("organizations", sa.Column("requests_per_minute", sa.Integer(), nullable=True))
     op.add_column("organizations", sa.Column("requests_per_hour", sa.Integer(), nullable=True))
     # Users order operations too.
