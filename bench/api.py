@@ -202,7 +202,9 @@ def _arguments() -> argparse.Namespace:
 async def figures_of(home: Path, cases: Sequence[Case], extent: Extent) -> dict[str, Any]:
     """Raises `Unavailable` where what is measured does not start."""
     async with asyncio.timeout(_SECONDS), parts(home, extent.size) as running:
-        return summary(running, *await measure(running, cases, extent), extent)
+        load = os.getloadavg()[0]
+        figures = summary(running, *await measure(running, cases, extent), extent)
+        return figures | {"started_share": await running.started_share(), "load_before": round(load, 1)}
 
 
 def main() -> int:

@@ -12,14 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import api_fleet
+import asyncpg
 import postgres
 from alembic import command as alembic
 from api_cases import CREATORS, Side
 from api_load import Load, children_of, cpu_seconds, once, run
 from control_plane import percentile, running
+from temporalio.client import Client
 
 from deployerp import embedded
 from deployerp.domain.errors import Unavailable
+from deployerp.domain.settings import Settings
 from deployerp.migrations import configuration
 
 _READY_SECONDS = 60
@@ -54,8 +57,9 @@ class Parts:
 
     ports: dict[Side, int]
     processes: dict[Side, int]
-    postgres: int
+    database: postgres.Cluster
     temporal: int
+    settings: Settings
     client: ProcessPoolExecutor
     fleet: api_fleet.Fleet
     seed_seconds: float
@@ -91,8 +95,19 @@ class Parts:
                 break
         return time.monotonic() - began
 
+    async def started_share(self) -> float | None:
+        """Of the operations that the API took on, those whose workflow it has started, none left for later."""
+        connection = await asyncpg.connect(self.database.dsn)
+        operations = await connection.fetchval(
+            "SELECT count(*) FROM operations WHERE requested_by IN (SELECT id FROM api_keys)"
+        )
+        await connection.close()
+        client = await Client.connect(self.settings.temporal_address)
+        started = await client.count_workflows(f"TaskQueue = '{self.settings.temporal_task_queue}'")
+        return started.count / operations if operations else None
+
     def _spent(self, side: Side) -> tuple[float, float, float]:
-        return cpu_seconds(self.processes[side]), cpu_seconds(self.postgres), cpu_seconds(self.temporal)
+        return cpu_seconds(self.processes[side]), cpu_seconds(self.database.pid), cpu_seconds(self.temporal)
 
 
 @asynccontextmanager
@@ -106,10 +121,12 @@ async def parts(home: Path, size: api_fleet.Size) -> AsyncIterator[Parts]:
         fleet = await api_fleet.seed(database.dsn, settings, size, CREATORS)
         seconds = time.monotonic() - began
         environment = embedded.environment_of(settings)
+        # Whose workflows they are is told by the queue.
+        bare_environment = environment | {"DEPLOYERP_TEMPORAL_TASK_QUEUE": "bare"}
         async with (
             embedded.services(settings, ports),
             running(home, "serve", environment=environment) as api,
-            _bare(home, database.dsn, bare_port, environment) as bare,
+            _bare(home, database.dsn, bare_port, bare_environment) as bare,
         ):
             await _until_ready(home / "control-plane.log", api, ports.api)
             await _until_ready(home / "bare.log", bare, bare_port)
@@ -117,8 +134,9 @@ async def parts(home: Path, size: api_fleet.Size) -> AsyncIterator[Parts]:
                 yield Parts(
                     ports={"deployerp": ports.api, "bare": bare_port},
                     processes={"deployerp": api.pid, "bare": bare.pid},
-                    postgres=database.pid,
+                    database=database,
                     temporal=_child("temporal"),
+                    settings=settings,
                     client=client,
                     fleet=fleet,
                     seed_seconds=seconds,

@@ -20,8 +20,9 @@ from deployerp import embedded
 from deployerp.api.app import create_app
 from deployerp.domain import logs
 from deployerp.domain.api_keys import new_api_key
+from deployerp.domain.audit_verification import Broken, verify
 from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.errors import DeployError
+from deployerp.domain.errors import DeployError, NotFound
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import LEVELS
 from deployerp.domain.secrets import new_encryption_key
@@ -32,6 +33,8 @@ from deployerp.worker import run_worker
 app = typer.Typer(help="The control plane for fleets of Odoo.", no_args_is_help=True, add_completion=False)
 keys = typer.Typer(help="API keys and encryption keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+audit = typer.Typer(help="The audit log.", no_args_is_help=True)
+app.add_typer(audit, name="audit")
 
 _PORTS = embedded.Ports()
 HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded control plane's state.")]
@@ -118,6 +121,17 @@ def make_encryption_key() -> None:
     typer.echo(new_encryption_key())
 
 
+@audit.command("verify")
+def verify_audit_log(
+    organization: Annotated[str | None, typer.Option(help="Slug of the only organization to check.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
+) -> None:
+    """Check that no entry was changed, left out or cut off; the exit status is 1 where one was."""
+    settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
+    if not asyncio.run(_verify_audit_log(settings, organization)):
+        sys.exit(1)
+
+
 async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: bool) -> None:
     if images:
         await embedded.provide_images(settings, _note)
@@ -186,6 +200,28 @@ async def _create_key(
         session.add(key)
     await database.dispose()
     return token
+
+
+async def _verify_audit_log(settings: Settings, slug: str | None) -> bool:
+    database = open_database(settings.database_url)
+    sessions = session_factory(database)
+    chosen = select(Organization).order_by(col(Organization.slug))
+    if slug is not None:
+        chosen = chosen.where(col(Organization.slug) == slug)
+    async with sessions() as session:
+        organizations = (await session.scalars(chosen)).all()
+    if slug is not None and not organizations:
+        raise NotFound(f"There is no organization {slug}: is it another database, or --home?")
+    whole = True
+    for each in organizations:
+        found = await verify(sessions, each.id)
+        if isinstance(found, Broken):
+            whole = False
+            typer.echo(f"{each.slug}: broken at entry {found.sequence}: {found.reason}")
+        else:
+            typer.echo(f"{each.slug}: whole, {found.entries} entries, the last is {found.last_hash}")
+    await database.dispose()
+    return whole
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -23,6 +24,7 @@ from deployerp.api import (
 from deployerp.api.authentication import Authenticator
 from deployerp.api.background import Background
 from deployerp.api.deps import Context
+from deployerp.api.document import document
 from deployerp.api.gate import Gate
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.requests import RequestIds
@@ -93,4 +95,11 @@ def create_app(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         # Not included, which would have every request look through routers within routers.
         app.router.routes.extend(router.routes)
+    app.openapi = lambda: _contract(app)  # type: ignore[method-assign]
     return app
+
+
+def _contract(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        app.openapi_schema = document(app)
+    return app.openapi_schema

@@ -14,7 +14,7 @@ from deployerp.api.changes import carry_out
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-_SAFE = {"GET", "HEAD", "OPTIONS"}
+SAFE = {"GET", "HEAD", "OPTIONS"}
 # Of an endpoint that asks for no permission.
 PUBLIC = "public"
 
@@ -83,7 +83,7 @@ class Route(APIRoute):
         permission = self.permission
         if permission == PUBLIC:
             return handle
-        changes = not (self.methods or set()) <= _SAFE
+        changes = not (self.methods or set()) <= SAFE
         name = self.name
 
         async def guarded(request: Request) -> Response:

@@ -32,26 +32,36 @@ class RequestError(DeployError):
 
 
 class Unauthorized(RequestError):
+    """No valid API key or access token came with the request."""
+
     code = "unauthorized"
     status = 401
 
 
 class Forbidden(RequestError):
+    """The key's level or the user's role does not include the permission that `message` names."""
+
     code = "forbidden"
     status = 403
 
 
 class NotFound(RequestError):
+    """There is no such thing, or it is another organization's."""
+
     code = "not_found"
     status = 404
 
 
 class MethodNotAllowed(RequestError):
+    """The address does not take this method; `Allow` says which it takes."""
+
     code = "method_not_allowed"
     status = 405
 
 
 class Conflict(RequestError):
+    """It clashes with what is there already, such as a name in use."""
+
     code = "conflict"
     status = 409
 
@@ -83,6 +93,8 @@ class PreconditionFailed(RequestError):
 
 
 class PayloadTooLarge(RequestError):
+    """The body is larger than `DEPLOYERP_MAX_BODY_BYTES`."""
+
     code = "payload_too_large"
     status = 413
 

@@ -4,8 +4,11 @@ import json
 import re
 import runpy
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
+import jsonschema_rs
 import pytest
 
 from deployerp.domain.lifecycles import INSTANCE, SERVER
@@ -31,7 +34,16 @@ def test_operation_ids_are_unique() -> None:
     assert max(ids.values()) == 1, ids
 
 
-@pytest.mark.parametrize("operation", CALLS, ids=lambda operation: operation["operationId"])
+GUARDED = [each for each in CALLS if "x-permission" in each]
+# The ways to an access token, for those who have none.
+PUBLIC = {"create_token", "refresh_token", "revoke_token"}
+
+
+def test_what_needs_no_permission_is_known() -> None:
+    assert {each["operationId"] for each in CALLS} - {each["operationId"] for each in GUARDED} <= PUBLIC
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation["operationId"])
 def test_every_call_tells_its_errors_and_how_it_is_authorised(operation: dict) -> None:
     answers = operation["responses"]
     assert {"401", "403", "422", "500"} <= answers.keys()
@@ -45,7 +57,57 @@ def test_every_call_tells_its_errors_and_how_it_is_authorised(operation: dict) -
             schema = answer["content"]["application/json"]["schema"]
             assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}
             assert re.fullmatch(r"`[a-z_]+`(, `[a-z_]+`)*", answer["description"])
-    assert operation["security"] == [{"HTTPBearer": []}]
+    assert operation["security"] == [{"bearer": []}]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation["operationId"])
+def test_every_operation_says_what_it_does(operation: dict) -> None:
+    assert operation["summary"]
+    assert set(operation["tags"]) <= {each["name"] for each in DOCUMENT["tags"] if each["description"]}
+
+
+def contents() -> Iterator[tuple[str, dict]]:
+    for operation in OPERATIONS:
+        bodies = {"body": operation["requestBody"]} if "requestBody" in operation else {}
+        for where, told in (bodies | operation["responses"]).items():
+            if "application/json" in told.get("content", {}):
+                yield f"{operation['operationId']}-{where}", told["content"]["application/json"]
+
+
+@pytest.mark.parametrize(
+    ("where", "content"), list(contents()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_example_is_what_its_schema_allows(where: str, content: dict) -> None:
+    schema = content["schema"] | {"components": DOCUMENT["components"]}
+    jsonschema_rs.validator_for(schema, validate_formats=True).validate(content["example"])
+
+
+def test_what_is_accepted_leads_to_its_operation() -> None:
+    for operation in OPERATIONS:
+        if "202" in operation["responses"]:
+            answer = operation["responses"]["202"]
+            link = answer["links"]["operation"]
+            assert link["operationId"] == "get_operation"
+            found = answer["content"]["application/json"]["example"]
+            for part in link["parameters"]["id"].removeprefix("$response.body#/").split("/"):
+                found = found[part]
+            assert UUID(found)
+
+
+def test_what_may_be_sent_again_says_so() -> None:
+    for path, every in DOCUMENT["paths"].items():
+        for method, operation in every.items():
+            sent = {each.get("$ref", "").rpartition("/")[2] for each in operation.get("parameters", [])}
+            changes = method in {"post", "put", "patch", "delete"} and "x-permission" in operation
+            assert ("Idempotency-Key" in sent) is changes, f"{method} {path}"
+            assert ("If-Match" in sent) is (changes and method in {"patch", "delete"}), f"{method} {path}"
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(DOCUMENT)):
+        found = DOCUMENT
+        for part in reference.split("/"):
+            found = found[part]
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEMAS if not ENVELOPE.fullmatch(name)])
