@@ -28,6 +28,8 @@ from deployerp.domain import logs
 from deployerp.domain.errors import DeployError
 
 _SECONDS = 1800
+# When others keep more cores busy than this, it is not the API that is measured.
+_NOISE = 0.2
 _CONSOLE = Console(stderr=True, highlight=False)
 # Of each case, its turns by side; or the reason why there are none.
 Measured = dict[str, dict[Side, list[Turn]]]
@@ -135,6 +137,7 @@ def _reason(error: Exception) -> str:
 
 def summary(running: Parts, measured: Measured, failed: dict[str, str], extent: Extent) -> dict[str, Any]:
     asked = measured.keys() | failed.keys()
+    others = [turn.others_busy for sides in measured.values() for turns in sides.values() for turn in turns]
     return {
         "bench": "api",
         "instances": extent.size.instances,
@@ -145,6 +148,7 @@ def summary(running: Parts, measured: Measured, failed: dict[str, str], extent: 
         "connections": CONNECTIONS,
         "rounds": extent.rounds,
         "turn_seconds": extent.seconds,
+        "others_busy": round(statistics.mean(others), 2) if others else None,
         "cases": {name: _case(sides) for name, sides in measured.items()},
         "failed": failed,
         "targets": {target.name: target.reached(measured) for target in TARGETS if target.cases <= asked},
@@ -187,6 +191,10 @@ def show(figures: dict[str, Any]) -> None:
         limit = target.get("at_least", target.get("at_most"))
         verdict = "met" if target["met"] else "NOT MET"
         _CONSOLE.print(f"{name}: {target['reached']} ({wanted} {limit}): {verdict}")
+    if (figures["others_busy"] or 0) > _NOISE:
+        _CONSOLE.print(
+            f"Do not trust it: others kept {figures['others_busy']} of {os.cpu_count()} cores busy."
+        )
     for name, reason in figures["failed"].items():
         _CONSOLE.print(f"{name} was not measured: {reason}", markup=False)
 
@@ -202,9 +210,8 @@ def _arguments() -> argparse.Namespace:
 async def figures_of(home: Path, cases: Sequence[Case], extent: Extent) -> dict[str, Any]:
     """Raises `Unavailable` where what is measured does not start."""
     async with asyncio.timeout(_SECONDS), parts(home, extent.size) as running:
-        load = os.getloadavg()[0]
         figures = summary(running, *await measure(running, cases, extent), extent)
-        return figures | {"started_share": await running.started_share(), "load_before": round(load, 1)}
+        return figures | {"started_share": await running.started_share()}
 
 
 def main() -> int:

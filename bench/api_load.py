@@ -173,6 +173,8 @@ async def _run(load: Load) -> Answers:
         await asyncio.gather(*(connection.ended for connection in connections))
     for connection in connections:
         connection.close()
+    if not window.seconds:
+        raise _Unanswered(f"nothing was answered within {load.seconds} s")
     return Answers(sorted(window.seconds), load.seconds, window.requests, spent)
 
 
@@ -198,6 +200,12 @@ def cpu_seconds(pid: int) -> float:
             with suppress(OSError):
                 spent += int((task / "schedstat").read_text().split()[0])
     return spent / 1e9 + ended / _TICKS + sum(map(cpu_seconds, children_of(pid)))
+
+
+def machine_seconds() -> float:
+    """What all processors have spent so far on anything, and what a hypervisor has taken from them."""
+    user, nice, system, _, _, *others = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + sum(others)) / _TICKS
 
 
 def children_of(pid: int) -> list[int]:

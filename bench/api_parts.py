@@ -16,7 +16,7 @@ import asyncpg
 import postgres
 from alembic import command as alembic
 from api_cases import CREATORS, Side
-from api_load import Load, children_of, cpu_seconds, once, run
+from api_load import Load, children_of, cpu_seconds, machine_seconds, once, run
 from control_plane import percentile, running
 from temporalio.client import Client
 
@@ -45,6 +45,8 @@ class Turn:
     # What the one who asks spends of a core: where it is near 1, that is what is measured.
     client_busy: float
     quiet_after_seconds: float
+    # Cores that were busy with what is no part of the bench.
+    others_busy: float
 
     @property
     def cpu_ms(self) -> float:
@@ -67,8 +69,9 @@ class Parts:
     async def turn(self, side: Side, requests: Sequence[bytes], status: int, seconds: float) -> Turn:
         """Raises `Unavailable` with the first answer of another status."""
         load = Load(self.ports[side], requests, status, seconds)
-        before = self._spent(side)
+        before, others, began = self._spent(side), _others_seconds(), time.monotonic()
         answers = await asyncio.get_running_loop().run_in_executor(self.client, run, load)
+        others = (_others_seconds() - others) / (time.monotonic() - began)
         quiet_after = await self._quiet(side)
         api, database, temporal = (
             1000 * (now - then) / answers.all_requests
@@ -83,6 +86,7 @@ class Parts:
             temporal_cpu_ms=temporal,
             client_busy=answers.cpu_seconds / answers.window,
             quiet_after_seconds=quiet_after,
+            others_busy=others,
         )
 
     async def _quiet(self, side: Side) -> float:
@@ -96,7 +100,7 @@ class Parts:
         return time.monotonic() - began
 
     async def started_share(self) -> float | None:
-        """Of the operations that the API took on, those whose workflow it has started, none left for later."""
+        """Of the operations that the API took on, those whose workflow was started; the rest is left."""
         connection = await asyncpg.connect(self.database.dsn)
         operations = await connection.fetchval(
             "SELECT count(*) FROM operations WHERE requested_by IN (SELECT id FROM api_keys)"
@@ -180,6 +184,11 @@ def _is_ready(port: int) -> bool:
         return once(port, _READY)[0] == 200
     except OSError:
         return False
+
+
+def _others_seconds() -> float:
+    """What all that is not started by this process has spent so far."""
+    return machine_seconds() - cpu_seconds(os.getpid())
 
 
 def _child(name: str) -> int:

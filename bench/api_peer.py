@@ -30,9 +30,10 @@ _COLUMNS = """
 """
 _FROM = f"SELECT {_COLUMNS} FROM instances"  # noqa: S608  (nothing of a client's is in it)
 _LIST = f"{_FROM} WHERE organization_id = $1 AND deleted_at IS NULL"
-_ORDER = f"ORDER BY created_at DESC, id DESC LIMIT {PER_PAGE}"
+# `id` alone would be the text that is told, which no index has in order.
+_ORDER = f"ORDER BY created_at DESC, instances.id DESC LIMIT {PER_PAGE}"
 PAGE = f"{_LIST} {_ORDER}"
-PAGE_AFTER = f"{_LIST} AND (created_at, id) < ($2, $3) {_ORDER}"
+PAGE_AFTER = f"{_LIST} AND (created_at, instances.id) < ($2, $3) {_ORDER}"
 FILTERED = f"{_LIST} AND status = $2 AND server_id = $3 {_ORDER}"
 ONE = f"{_FROM} WHERE organization_id = $1 AND id = $2 AND deleted_at IS NULL"
 INSERT_INSTANCE = """

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -15,16 +16,18 @@ from sqlalchemy import select
 from sqlmodel import col
 from watchfiles import arun_process
 
+from deployerp import bootstrap as bootstrapping
 from deployerp import demo as demonstration
 from deployerp import embedded
 from deployerp.api.app import create_app
 from deployerp.domain import logs
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.audit_verification import Broken, verify
-from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.database import SessionFactory, open_database, session_factory
 from deployerp.domain.errors import DeployError, NotFound
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import LEVELS
+from deployerp.domain.plans import PLANS
 from deployerp.domain.secrets import new_encryption_key
 from deployerp.domain.settings import Settings
 from deployerp.migrations import configuration
@@ -99,6 +102,26 @@ def demo(
     sys.exit(asyncio.run(demonstration.run(home, keep=keep)))
 
 
+@app.command()
+def bootstrap(
+    organization: Annotated[str, typer.Option(help="Slug of the organization that is made.")],
+    email: Annotated[str, typer.Option(help="E-mail address of its owner.")],
+    name: Annotated[str | None, typer.Option(help="Its name; by default the slug.")] = None,
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "starter",
+    as_json: Annotated[bool, typer.Option("--json", help="Tell what was made as one JSON object.")] = False,
+    home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
+) -> None:
+    """Make an organization, its owner and its first key, and show the key, this once.
+
+    The owner's password comes from DEPLOYERP_BOOTSTRAP_PASSWORD or is asked for; where nobody is there to
+    be asked it is made up and shown.
+    """
+    settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
+    bootstrapping.run(
+        settings, slug=organization, name=name or organization, email=email, plan=plan, as_json=as_json
+    )
+
+
 @keys.command("create")
 def create_key(
     organization: Annotated[str, typer.Option(help="Slug of the organization; a new one is made.")],
@@ -165,6 +188,8 @@ async def _serve(settings: Settings, with_worker: bool) -> None:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=5,
+            # None but these: anybody can write `X-Forwarded-For`.
+            forwarded_allow_ips=[str(network) for network in settings.trusted_proxies],
         )
     )
     if not with_worker:
@@ -193,7 +218,8 @@ async def _create_key(
     async with session_factory(database)() as session, session.begin():
         organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
         if organization is None:
-            organization = Organization(name=slug, slug=slug)
+            # Whoever has the machine has no limit; tenants of a service get their plans otherwise.
+            organization = Organization(name=slug, slug=slug, plan="enterprise")
             session.add(organization)
             await session.flush()
         key, token = new_api_key(organization.id, name, level, expires_at)
@@ -204,24 +230,34 @@ async def _create_key(
 
 async def _verify_audit_log(settings: Settings, slug: str | None) -> bool:
     database = open_database(settings.database_url)
-    sessions = session_factory(database)
+    try:
+        sessions = session_factory(database)
+        whole = [await _is_whole(sessions, each) for each in await _organizations(sessions, slug)]
+    finally:
+        await database.dispose()
+    return all(whole)
+
+
+async def _organizations(sessions: SessionFactory, slug: str | None) -> Sequence[Organization]:
     chosen = select(Organization).order_by(col(Organization.slug))
     if slug is not None:
         chosen = chosen.where(col(Organization.slug) == slug)
     async with sessions() as session:
-        organizations = (await session.scalars(chosen)).all()
-    if slug is not None and not organizations:
-        raise NotFound(f"There is no organization {slug}: is it another database, or --home?")
-    whole = True
-    for each in organizations:
-        found = await verify(sessions, each.id)
-        if isinstance(found, Broken):
-            whole = False
-            typer.echo(f"{each.slug}: broken at entry {found.sequence}: {found.reason}")
-        else:
-            typer.echo(f"{each.slug}: whole, {found.entries} entries, the last is {found.last_hash}")
-    await database.dispose()
-    return whole
+        found = (await session.scalars(chosen)).all()
+    if slug is not None and not found:
+        raise NotFound(
+            f"There is no organization {slug} here: is --home or DEPLOYERP_DATABASE_URL another's?"
+        )
+    return found
+
+
+async def _is_whole(sessions: SessionFactory, organization: Organization) -> bool:
+    found = await verify(sessions, organization.id)
+    if isinstance(found, Broken):
+        typer.echo(f"{organization.slug}: broken at entry {found.sequence}: {found.reason}")
+        return False
+    typer.echo(f"{organization.slug}: whole, {found.entries} entries, the last is {found.last_hash}")
+    return True
 
 
 def main() -> None:

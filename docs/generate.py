@@ -28,6 +28,7 @@ from deployerp.domain.lifecycles import (
     event_types,
     failure_event,
 )
+from deployerp.domain.permissions import LEVEL_PERMISSIONS, PERMISSIONS, ROLE_PERMISSIONS
 from deployerp.domain.settings import Settings
 from deployerp.domain.steps import STEPS
 
@@ -135,6 +136,25 @@ def actions() -> str:
     )
 
 
+def permissions() -> str:
+    """Who may read, manage and delete what."""
+    holders = {f"key: {level}": held for level, held in LEVEL_PERMISSIONS.items()} | dict(
+        ROLE_PERMISSIONS.items()
+    )
+    resources = dict.fromkeys(each.partition(":")[2] for each in sorted(PERMISSIONS))
+    verbs = ("read", "manage", "delete")
+    return table(
+        ("", *holders),
+        (
+            (
+                f"`{resource}`",
+                *(" ".join(v for v in verbs if f"{v}:{resource}" in held) for held in holders.values()),
+            )
+            for resource in resources
+        ),
+    )
+
+
 def server_states() -> str:
     return diagram(SERVER)
 
@@ -166,7 +186,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    part.__name__: part for part in (settings, errors, events, steps, actions, server_states, instance_states)
+    part.__name__: part
+    for part in (settings, errors, events, permissions, steps, actions, server_states, instance_states)
 }
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 from sqlmodel import col
 from temporalio import activity
 
+from deployerp.activities.expired import forget_expired
 from deployerp.activities.records import Records
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
@@ -45,13 +46,14 @@ class OperationActivities:
 
     @activity.defn
     async def sweep(self) -> SweepReport:
-        """Compares open operations and deliveries with Temporal and makes them agree."""
+        """Compares open operations and deliveries with Temporal and makes them agree; forgets what is old."""
         done: Counter[str] = Counter()
         for operation in await self._next_open(Operation):
             done[await self._sweep_operation(operation)] += 1
         for delivery in await self._next_open(WebhookDelivery):
             done[await self._sweep_delivery(delivery)] += 1
         del done[""]
+        await forget_expired(self._sessions)
         if done:
             log.info("swept", **done)
         return SweepReport(**done)

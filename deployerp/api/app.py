@@ -86,7 +86,8 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url="/playground",
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
+        # It would lead to whatever the request calls the host.
+        redirect_slashes=False,
     )
     # The last one added is the first to see a request.
     app.add_middleware(Gate)

@@ -34,15 +34,6 @@ _Found = tuple[Caller, float | None]
 log = structlog.get_logger()
 
 
-def access_tokens(settings: Settings) -> AccessTokens:
-    return AccessTokens(
-        settings.encryption_keys,
-        issuer=settings.token_issuer,
-        audience=settings.token_audience,
-        minutes=settings.access_token_minutes,
-    )
-
-
 class Authenticator:
     """Finds the caller of a token, and remembers them for seconds.
 
@@ -61,7 +52,12 @@ class Authenticator:
         self._sessions = sessions
         self._background = background
         self._clock = clock
-        self._tokens = access_tokens(settings)
+        self.tokens = AccessTokens(
+            settings.encryption_keys,
+            issuer=settings.token_issuer,
+            audience=settings.token_audience,
+            minutes=settings.access_token_minutes,
+        )
         issuers = settings.trusted_issuers
         self._external = ExternalIdentities(
             {each.issuer: (each, KeySet(each.jwks_url, each.algorithm, clock=clock)) for each in issuers}
@@ -126,9 +122,9 @@ class Authenticator:
         if key_id is not None:
             return await self._by_key(key_id, token)
         kid = key_name_of(token)
-        if not self._tokens.are_named(kid):
+        if not self.tokens.are_named(kid):
             return await self._by_external(token, kid)
-        claims = self._tokens.verify(token, kid)
+        claims = self.tokens.verify(token, kid)
         async with self._sessions() as session:
             memberships = await memberships_of(session, claims.user_id)
         for membership in memberships:

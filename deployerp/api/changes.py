@@ -141,7 +141,9 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
     """What the audit log tells: of what the request is about, and of the operation that it began or ended."""
     record = made.about
     main = next((each for each in changed if each.record is record), Changed(record, None, None))
-    operation = next((each.record for each in changed if isinstance(each.record, Operation)), None)
+    # One that it has begun, rather than one that it has ended.
+    begun_first = sorted(changed, key=lambda each: each.before is not None)
+    operation = next((each.record for each in begun_first if isinstance(each.record, Operation)), None)
     forced = {"force": True} if operation is not None and operation.force else {}
     scope = made.request.scope
     return Deed(

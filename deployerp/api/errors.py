@@ -7,6 +7,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from deployerp.api.answers import encode, meta_of
 from deployerp.api.schemas import ErrorEnvelope
@@ -29,7 +30,6 @@ _BY_STATUS: dict[int, tuple[type[RequestError], str]] = {
     400: (ValidationFailed, "The body cannot be read: send JSON in UTF-8."),
     404: (NotFound, "There is nothing at this address: the paths are in /openapi.json."),
     405: (MethodNotAllowed, "This address does not take this method."),
-    413: (PayloadTooLarge, "The body is too large."),
 }
 
 
@@ -105,15 +105,26 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101
     headers = dict(error.headers or {})
+    if error.status_code == MethodNotAllowed.status:
+        headers["Allow"] = _allowed(request)
+    if error.status_code == PayloadTooLarge.status:
+        return answer_of(request, PayloadTooLarge(str(error.detail)), headers=headers)
     if error.status_code not in _BY_STATUS:
         return answer_of(request, RequestError(str(error.detail)), status=error.status_code, headers=headers)
     kind, message = _BY_STATUS[error.status_code]
     return answer_of(request, kind(message), headers=headers)
 
 
+def _allowed(request: Request) -> str:
+    """Every method of the address: the framework names those of its first route only."""
+    routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    return ", ".join(sorted({method for each in routes for method in getattr(each, "methods", None) or ()}))
+
+
 async def _unexpected(request: Request, error: Exception) -> Response:
-    log.error("unexpected", exc_info=error, path=request.url.path)
     state = request.scope["state"]
+    # Outside of the middleware that gives the other lines their request id.
+    log.error("unexpected", exc_info=error, path=request.scope["path"], request_id=state["request_id"])
     unknown = DeployError(
         f"Something went wrong on our side. The log has it under request id {state['request_id']}."
     )

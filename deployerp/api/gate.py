@@ -2,15 +2,17 @@
 
 from ipaddress import IPv6Address, IPv6Network
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployerp.api.callers import Caller
 from deployerp.api.deps import Context
 from deployerp.api.errors import answer_of
 from deployerp.api.rate_limits import Standing
 from deployerp.api.requests import address_of
-from deployerp.domain.errors import RateLimitExceeded, Unauthorized
+from deployerp.api.routes import SAFE
+from deployerp.domain.errors import DeployError, PayloadTooLarge, RateLimitExceeded, Unauthorized
 from deployerp.domain.plans import Limits
 
 # Asked by machines that must get an answer, with nothing to be had from them.
@@ -29,16 +31,22 @@ class Gate:
         if scope["type"] != "http" or scope["path"] in _UNCOUNTED:
             await self._app(scope, receive, send)
             return
-        caller, standing = await _admitted(scope, scope["app"].state.context)
+        shared: Context = scope["app"].state.context
+        caller, standing = await _admitted(scope, shared)
         state = scope["state"]
         state["caller"] = caller
+        refused: DeployError | None = None
         if standing is not None:
             state["headers"].extend(standing.headers())
-            if not standing.admitted:
-                refused = answer_of(Request(scope, receive), _refusal(caller, standing))
-                await refused(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
+            refused = None if standing.admitted else _refusal(caller, standing)
+        if scope["method"] not in SAFE:
+            limit = shared.settings.max_body_bytes
+            refused = refused or (_too_large(limit) if _length_of(scope) > limit else None)
+            receive = _up_to(limit, receive)
+        if refused is None:
+            await self._app(scope, receive, send)
+        else:
+            await answer_of(Request(scope, receive), refused)(scope, receive, send)
 
 
 async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Standing | None]:
@@ -79,6 +87,32 @@ def network_of(address: str) -> str:
         return address
     known = IPv6Address(address.partition("%")[0])
     return str(known.ipv4_mapped or IPv6Network((known, _IPV6_PREFIX), strict=False))
+
+
+def _length_of(scope: Scope) -> int:
+    """What the request says that its body has; one that comes in chunks says nothing."""
+    told = next((value for name, value in scope["headers"] if name == b"content-length"), b"")
+    return int(told) if told.isdigit() else 0
+
+
+def _up_to(limit: int, receive: Receive) -> Receive:
+    """Gives the body to whoever reads it, who gets an error in place of what is too much."""
+    size = 0
+
+    async def receive_within() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            # The one kind of error that the framework's reading of bodies lets through.
+            raise HTTPException(PayloadTooLarge.status, _too_large(limit).message)
+        return message
+
+    return receive_within
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"A body may have {limit} bytes at most: send less at once.")
 
 
 def _refusal(caller: Caller | None, standing: Standing) -> RateLimitExceeded:

@@ -89,8 +89,10 @@ async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
     if not _KEY.fullmatch(key):
         raise invalid_field(HEADER, f"must be 1 to {MAX_LENGTH} visible ASCII characters, without spaces")
     told = hashlib.sha256()
-    parts = (request.method, request.url.path, request.url.query)
-    for part in (*(each.encode() for each in parts), await request.body()):
+    scope = request.scope
+    # The query as it came: a URL is text, and bytes that are none must not break it.
+    parts = (request.method.encode(), scope["path"].encode(), scope["query_string"], await request.body())
+    for part in parts:
         # With its length: no two requests run together to the same text.
         told.update(len(part).to_bytes(8))
         told.update(part)

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import orjson
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     ConfigDict,
@@ -62,6 +63,14 @@ class Asked:
     same: tuple[tuple[str, str], ...]
 
 
+def _in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from None
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _PARAMETERS: dict[str, tuple[Any, str]] = {
     "page": (Annotated[int, Field(ge=1, le=1_000_000)], "The page, from 1."),
@@ -74,10 +83,16 @@ _PARAMETERS: dict[str, tuple[Any, str]] = {
             " or go meanwhile neither repeat nor hide others; without a total."
         ),
     ),
-    "created_after": (AwareDatetime, "Only what was created later (RFC 3339)."),
-    "created_before": (AwareDatetime, "Only what was created earlier (RFC 3339)."),
+    "created_after": (Time, "Only what was created later (RFC 3339)."),
+    "created_before": (Time, "Only what was created earlier (RFC 3339)."),
 }
 _DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20, "order": "desc"}
+# How the value in a cursor is read, by the type of the field that the list is sorted by; no database takes
+# every text.
+_SORTED: dict[Any, TypeAdapter[Any]] = {
+    datetime: TypeAdapter(Time),
+    str: TypeAdapter(Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +111,8 @@ class Listing:
     def asked(self, query_string: bytes) -> Asked:
         """Raises `ValidationFailed` for parameters that are unknown, given twice, or break their rule."""
         try:
-            pairs = parse_qsl(
-                query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
-            )
+            text = query_string.decode(errors="replace")
+            pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=_MOST_FIELDS)
         except ValueError:
             raise invalid_field("query", f"must have at most {_MOST_FIELDS} parameters") from None
         given = dict(pairs)
@@ -129,8 +143,7 @@ class Listing:
             sort, order, value, last = orjson.loads(base64.urlsafe_b64decode(known["cursor"] + "=="))
             if sort not in self.sorts or order not in get_args(Order):
                 raise ValueError
-            kind = self._columns[sort].type.python_type
-            typed = TypeAdapter(AwareDatetime if kind is datetime else kind).validate_python(value)
+            typed = _SORTED[self.view.model_fields[sort].annotation].validate_python(value)
             position = Position(sort, order, typed, UUID(last))
         except (ValueError, TypeError, AttributeError, binascii.Error):
             raise invalid_field("cursor", "must be the `next_cursor` of an answer of this list") from None
@@ -193,7 +206,8 @@ class Listing:
         if name == "created_before":
             return created_at < bindparam(name, type_=created_at.type)
         if name == "q":
-            pattern = bindparam(name, type_=String)
+            # Lowered by the database on both sides: databases and Python differ in what lower case is.
+            pattern = func.lower(bindparam(name, type_=String))
             return or_(*(func.lower(self._columns[each]).like(pattern, escape="\\") for each in self.search))
         return self._columns[name] == bindparam(name, type_=self._columns[name].type)
 
@@ -249,5 +263,5 @@ def _twice(pairs: list[tuple[str, str]]) -> str:
 
 def _like(text: str) -> str:
     """A pattern that matches the text anywhere; what means something to LIKE means itself."""
-    escaped = text.lower().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return f"%{escaped}%"

@@ -20,7 +20,7 @@ from deployerp.domain.rate_windows import Spending, lock_windows, runs_at, write
 
 _NAMES = {MINUTE: b"minute", HOUR: b"hour"}
 # A process takes at most one part in this many of what is left.
-_PARTS = 20
+_PARTS = 10
 _CAPACITY = 10_000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)

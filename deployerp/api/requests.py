@@ -37,6 +37,10 @@ class RequestIds:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_headers)
+        except Exception:
+            # Its answer is made outside of here.
+            status = status or 500
+            raise
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)

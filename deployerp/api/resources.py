@@ -139,8 +139,9 @@ def _paged(
         return meta | {"page": None, "total": None, "total_pages": None}, links
     pages = -(-total // asked.per_page)
     if asked.page > 1:
-        links["prev"] = ("page", str(asked.page - 1))
-    if asked.page < pages:
+        # From beyond the end it leads back to where there is something.
+        links["prev"] = ("page", str(max(1, min(asked.page - 1, pages))))
+    if cursor:
         links["next"] = ("page", str(asked.page + 1))
     links["last"] = ("page", str(max(pages, 1)))
     return meta | {"page": asked.page, "total": total, "total_pages": pages}, links

@@ -28,13 +28,14 @@ class Deprecation:
     link: str
 
     @property
-    def headers(self) -> dict[str, str]:
-        """`Deprecation` (RFC 9745) and `Sunset` (RFC 8594)."""
-        return {
-            "Deprecation": f"@{int(self.since.timestamp())}",
-            "Sunset": format_datetime(self.sunset.astimezone(UTC), usegmt=True),
-            "Link": f'<{self.link}>; rel="deprecation"; type="text/html"',
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """`Deprecation` (RFC 9745) and `Sunset` (RFC 8594), as ASGI has them."""
+        told = {
+            b"deprecation": f"@{int(self.since.timestamp())}",
+            b"sunset": format_datetime(self.sunset.astimezone(UTC), usegmt=True),
+            b"link": f'<{self.link}>; rel="deprecation"; type="text/html"',
         }
+        return [(name, value.encode()) for name, value in told.items()]
 
 
 def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
@@ -96,10 +97,9 @@ class Route(APIRoute):
 
 def _told_old(handle: Handler, deprecation: Deprecation) -> Handler:
     async def told(request: Request) -> Response:
-        response = await handle(request)
-        for name, value in deprecation.headers.items():
-            response.headers.append(name, value)
-        return response
+        # Not on the answer itself: errors are answered elsewhere.
+        request.scope["state"]["headers"].extend(deprecation.headers)
+        return await handle(request)
 
     return told
 

@@ -67,6 +67,12 @@ class Record(SQLModel):
         default_factory=utc_now, sa_type=UtcDateTime, sa_column_kwargs={"onupdate": utc_now}
     )
 
+    def __init__(self, **given: Any) -> None:
+        # What the factories above give; pydantic inspects them anew for every object, which costs more than
+        # to insert its row.
+        now = utc_now()
+        super().__init__(**{"id": new_id(), "created_at": now, "updated_at": now} | given)
+
 
 def time_field(**options: Any) -> Any:
     """An optional UTC time."""

@@ -22,16 +22,27 @@ _DIALECT: Any = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
 class Query:
-    """A statement with named parameters, compiled once."""
+    """A statement with named parameters, one of them `organization_id`; compiled once."""
 
     def __init__(self, statement: Select[Any]) -> None:
         self.statement = statement
 
     @cached_property
     def compiled(self) -> tuple[str, tuple[str, ...]]:
-        """PostgreSQL's text, and the names of its parameters in their order."""
+        """PostgreSQL's text, and the names of its parameters in their order.
+
+        Row level security wants the organization set for the transaction. The statement does that itself,
+        and is a transaction by itself: what it reads takes the id from what was set, so that this comes
+        first. One message instead of four.
+        """
         compiled = self.statement.compile(dialect=_DIALECT)
-        return str(compiled), tuple(compiled.positiontup or ())
+        names = tuple(compiled.positiontup or ())
+        given = f"${names.index('organization_id') + 1}::UUID"
+        rows = str(compiled).replace(given, "tenant.id")
+        return (
+            f"WITH tenant AS MATERIALIZED (SELECT set_config('{TENANT_SETTING}', {given}::text, true)::uuid AS id)"
+            f" SELECT listed.* FROM tenant CROSS JOIN LATERAL ({rows}) AS listed"
+        ), names
 
 
 class Reader(Protocol):
@@ -73,24 +84,17 @@ class PostgresReader:
             min_size=0,
             max_size=_CONNECTIONS,
             init=_read_plainly,
-            # Every read ends its own transaction, and with it all that was set.
+            # Every statement is its own transaction, and with it ends all that was set.
             reset=_nothing_to_reset,
+            # Never anything else: these connections cannot see what they are not told to.
+            server_settings={"role": TENANT_ROLE, "default_transaction_read_only": "on"},
         )
         return cls(pool)
 
     async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
         text, names = query.compiled
-        arguments = [values[name] for name in names]
         async with self._pool.acquire() as connection:
-            # One message for three statements; the id is a UUID, no text of a client's.
-            await connection.execute(
-                f"BEGIN READ ONLY; SET LOCAL ROLE {TENANT_ROLE};"
-                f" SET LOCAL {TENANT_SETTING} = '{organization_id}'"
-            )
-            try:
-                found = await connection.fetch(text, *arguments)
-            finally:
-                await connection.execute("COMMIT")
+            found = await connection.fetch(text, *(values[name] for name in names))
         return [dict(row) for row in found]
 
     async def close(self) -> None:

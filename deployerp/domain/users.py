@@ -9,6 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, StringConstraints
 from sqlalchemy import UniqueConstraint, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import registry
 from sqlmodel import Field, col
 
 from deployerp.domain.base import Record, one_of, time_field
@@ -55,6 +56,26 @@ class Identity(Record, table=True):
     user_id: UUID = Field(foreign_key="users.id", index=True)
     issuer: str
     subject: str
+
+
+class Person:
+    """A user as one organization sees them; to be listed, and never to be written."""
+
+
+_PEOPLE = (
+    select(
+        col(User.id),
+        col(User.email),
+        col(User.name),
+        col(Member.organization_id),
+        col(Member.role),
+        # When they came to the organization.
+        col(Member.created_at),
+    )
+    .join(Member, col(Member.user_id) == col(User.id))
+    .subquery("people")
+)
+registry().map_imperatively(Person, _PEOPLE, primary_key=(_PEOPLE.c.organization_id, _PEOPLE.c.id))
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sqlalchemy import delete, event, select, update
 from sqlmodel import col
 from structlog.testing import capture_logs
 
-from deployerp.api.authentication import REMEMBERED_SECONDS, Authenticator, access_tokens
+from deployerp.api.authentication import REMEMBERED_SECONDS, Authenticator
 from deployerp.api.background import Background
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.base import utc_now
@@ -85,7 +85,7 @@ class World:
         return user
 
     def issue(self, user: User, organization: Organization) -> str:
-        return access_tokens(self.settings).issue(user.id, organization.id)
+        return self.authenticator.tokens.issue(user.id, organization.id)
 
     async def refuses(self, token: str) -> None:
         with pytest.raises(Unauthorized) as caught:

@@ -173,12 +173,21 @@ async def test_the_hour_refuses_what_the_minute_would_admit(sessions: SessionFac
     clock.pass_by(seconds=60)
     refused = await standing_of(limiter, limits)
     assert (refused.admitted, refused.limit, refused.remaining, refused.reset) == (False, 6, 0, 3480)
-    # A request that the hour refuses does not begin a minute.
     clock.pass_by(seconds=3479)
     assert await admitted(limiter, 10, limits) == 0
     clock.pass_by(seconds=1)
     assert await admitted(limiter, 10, limits) == 4
     assert await spent(sessions) == {MINUTE: 4, HOUR: 4}
+
+
+async def test_a_refused_request_does_not_begin_a_window(sessions: SessionFactory, clock: Clock) -> None:
+    assert await admitted(Limiter(sessions, clock=clock), 9, Limits(None, 6)) == 6
+    limiter, limits = Limiter(sessions, clock=clock), Limits(4, 6)
+    clock.pass_by(seconds=3590)
+    assert not (await standing_of(limiter, limits)).admitted
+    clock.pass_by(seconds=10)
+    standing = await standing_of(limiter, limits)
+    assert (standing.admitted, standing.limit, standing.reset) == (True, 4, 60)
 
 
 async def test_what_a_minute_leaves_at_hand_is_good_for_the_hour(

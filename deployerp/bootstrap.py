@@ -1,0 +1,90 @@
+"""`deployerp bootstrap` in words: what is asked, and what is told of the organization that was made."""
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from deployerp.domain.beginnings import Beginning, begin
+from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.names import Name, Slug
+from deployerp.domain.passwords import check_password
+from deployerp.domain.plans import Plan
+from deployerp.domain.secrets import new_password
+from deployerp.domain.settings import Settings
+from deployerp.domain.users import Email
+
+PASSWORD_VARIABLE = "DEPLOYERP_BOOTSTRAP_PASSWORD"  # noqa: S105  (its name, not a password)
+
+
+def run(settings: Settings, *, slug: str, name: str, email: str, plan: str, as_json: bool) -> None:
+    """Raises `typer.BadParameter` for what breaks a rule, and `Conflict` for a slug in use."""
+    wanted = {
+        "slug": _checked(Slug, slug, "--organization"),
+        "name": _checked(Name, name, "--name"),
+        "email": _checked(Email, email, "--email"),
+        "plan": _checked(Plan, plan, "--plan"),
+    }
+    given = _given_password(wanted["email"])
+    made_up = None if given else new_password()
+    made = asyncio.run(_begin(settings, wanted | {"password": given or made_up}))
+    password = made_up if made.is_new_user else None
+    typer.echo(json.dumps(_as_data(made, password)) if as_json else _in_words(made, password))
+
+
+def _checked(kind: Any, value: str, option: str) -> Any:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise typer.BadParameter(error.errors()[0]["msg"], param_hint=option) from None
+
+
+def _given_password(email: str) -> str | None:
+    """What the environment says, or whoever sits at the terminal; None where it is to be made up."""
+    given = os.environ.get(PASSWORD_VARIABLE)
+    if given is None and sys.stdin.isatty():
+        question = "Password of the owner (none: one is made up)"
+        given = typer.prompt(question, "", hide_input=True, confirmation_prompt=True, show_default=False)
+    if not given:
+        return None
+    try:
+        check_password(given, email)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="the password") from None
+    return given
+
+
+async def _begin(settings: Settings, wanted: dict[str, Any]) -> Beginning:
+    database = open_database(settings.database_url)
+    try:
+        async with session_factory(database)() as session, session.begin():
+            return await begin(session, **wanted)
+    finally:
+        await database.dispose()
+
+
+def _as_data(made: Beginning, password: str | None) -> dict[str, Any]:
+    organization, owner, key = made.organization, made.owner, made.key
+    return {
+        "organization": {"id": str(organization.id), "slug": organization.slug, "plan": organization.plan},
+        "owner": {"id": str(owner.id), "email": owner.email, "password": password},
+        "key": {"id": str(key.id), "level": key.level, "token": made.token},
+    }
+
+
+def _in_words(made: Beginning, password: str | None) -> str:
+    known = "as given" if made.is_new_user else "as it was: they are a user already"
+    return "\n".join(
+        (
+            f"Organization  {made.organization.slug} ({made.organization.name}), {made.organization.plan}",
+            f"Owner         {made.owner.email}",
+            f"Password      {password or known}",
+            f"First key     {made.token}",
+            "",
+            "What is secret here is shown this once: keep it now.",
+        )
+    )

@@ -1,0 +1,553 @@
+"""Row level security on PostgreSQL: what a tenant's transaction sees and writes, whatever it asks for."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from alembic import command
+from sqlalchemy import Table, Uuid, bindparam, func, insert, select, text, update
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlmodel import SQLModel
+
+from deployerp.domain.api_keys import new_api_key
+from deployerp.domain.audit_log import Deed, append
+from deployerp.domain.base import new_id, utc_now
+from deployerp.domain.database import (
+    TENANT_ROLE,
+    TENANT_SETTING,
+    SessionFactory,
+    as_control_plane,
+    metadata,
+    open_database,
+    session_factory,
+    tenant_transaction,
+)
+from deployerp.domain.events import Event
+from deployerp.domain.idempotency import IdempotencyRecord
+from deployerp.domain.instances import Instance
+from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.organizations import Organization
+from deployerp.domain.providers import Provider
+from deployerp.domain.rate_windows import RateWindow
+from deployerp.domain.reads import Query, open_reader
+from deployerp.domain.refresh_tokens import RefreshToken
+from deployerp.domain.servers import Server
+from deployerp.domain.users import Identity, Member, User
+from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.migrations import configuration
+from tests.conftest import run_on_postgres
+
+# What no request of a tenant has any business with.
+CLOSED = {"identities", "rate_windows", "refresh_tokens"}
+# What only workers and the control plane itself write.
+READ_ONLY = {"organizations", "users", "events", "operation_steps", "webhook_deliveries", "webhook_attempts"}
+DELETABLE = {"members", "idempotency_records"}
+VISIBLE = sorted(set(metadata.tables) - CLOSED)
+
+
+@dataclass
+class Tenant:
+    """An organization with a row in every table."""
+
+    organization: Organization
+    records: list[SQLModel] = field(default_factory=list)
+
+    @property
+    def id(self) -> UUID:
+        return self.organization.id
+
+    def of(self, table: str) -> Any:
+        return next(record for record in self.records if record.__tablename__ == table)
+
+
+def records_of(organization: Organization) -> list[SQLModel]:
+    """In the order in which they can be written; the audit log writes its own."""
+    own = {"organization_id": organization.id}
+    name = organization.slug
+    user = User(email=f"{name}@example.com", name=name)
+    provider = Provider(name=name, kind="docker", sealed_credentials="sealed", **own)
+    server = Server(provider_id=provider.id, name=name, size="small", **own)
+    instance = Instance(
+        server_id=server.id,
+        name=name,
+        slug=name,
+        odoo_version="19.0",
+        odoo_edition="community",
+        environment_type="production",
+        hostname=name,
+        sealed_env_vars="sealed",
+        sealed_database_password="sealed",
+        sealed_master_password="sealed",
+        **own,
+    )
+    operation = Operation(resource_type="server", resource_id=server.id, action="create", **own)
+    event = Event(
+        sequence=1, type="server.created", resource_type="server", resource_id=server.id, data={}, **own
+    )
+    endpoint = WebhookEndpoint(url="https://example.com", types=["*"], sealed_secret="sealed", **own)
+    delivery = WebhookDelivery(endpoint_id=endpoint.id, event_id=event.id, event_type=event.type, **own)
+    return [
+        organization,
+        user,
+        Member(user_id=user.id, role="owner", **own),
+        Identity(user_id=user.id, issuer="https://issuer.example", subject=name),
+        RefreshToken(family_id=new_id(), user_id=user.id, token_digest=name, expires_at=utc_now(), **own),
+        RateWindow(subject=name, seconds=60, started_at=utc_now(), spent=1),
+        new_api_key(organization.id, name, "admin")[0],
+        provider,
+        server,
+        instance,
+        operation,
+        OperationStep(operation_id=operation.id, position=1, name="first", started_at=utc_now()),
+        event,
+        endpoint,
+        delivery,
+        WebhookAttempt(delivery_id=delivery.id, number=1),
+        IdempotencyRecord(
+            key=name, fingerprint=name, status=200, sealed_answer="sealed", expires_at=utc_now(), **own
+        ),
+    ]
+
+
+def deed() -> Deed:
+    return Deed(actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r")
+
+
+async def settle(sessions: SessionFactory) -> Tenant:
+    organization = Organization(name="acme", slug=f"acme-{uuid4().hex}")
+    tenant = Tenant(organization, records_of(organization))
+    async with sessions() as session, session.begin():
+        for record in tenant.records:
+            session.add(record)
+            await session.flush()
+        await append(session, organization.id, deed())
+    return tenant
+
+
+@pytest.fixture
+async def database(postgres_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = open_database(postgres_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(database: AsyncEngine) -> SessionFactory:
+    return session_factory(database)
+
+
+@pytest.fixture
+async def ours(sessions: SessionFactory) -> Tenant:
+    return await settle(sessions)
+
+
+@pytest.fixture
+async def theirs(sessions: SessionFactory) -> Tenant:
+    return await settle(sessions)
+
+
+def table_of(name: str) -> Table:
+    return metadata.tables[name]
+
+
+def mine(name: str) -> str:
+    """The condition of a row's being the tenant's, in terms that row level security has no part in."""
+    through = {
+        "organizations": "id = '{}'",
+        "users": "id IN (SELECT user_id FROM members WHERE organization_id = '{}')",
+        "operation_steps": "operation_id IN (SELECT id FROM operations WHERE organization_id = '{}')",
+        "webhook_attempts": (
+            "delivery_id IN (SELECT id FROM webhook_deliveries WHERE organization_id = '{}')"
+        ),
+    }
+    return through.get(name, "organization_id = '{}'")
+
+
+async def refused(session: AsyncSession, statement: Any, words: str) -> None:
+    with pytest.raises(DBAPIError, match=words):
+        await session.execute(statement)
+
+
+async def rows(session: AsyncSession, name: str, condition: str = "true") -> list[Any]:
+    found = await session.execute(text(f"SELECT to_jsonb(t) FROM {name} t WHERE {condition}"))
+    return sorted(found.scalars(), key=json.dumps)
+
+
+async def test_every_table_is_filled_in_these_tests(ours: Tenant) -> None:
+    filled = {record.__tablename__ for record in ours.records} | {"audit_log", "audit_heads"}
+    assert filled == set(metadata.tables)
+
+
+@pytest.mark.parametrize("name", sorted(metadata.tables))
+async def test_every_table_stands_behind_a_wall(database: AsyncEngine, name: str) -> None:
+    async with database.connect() as connection:
+        query = (
+            "SELECT relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = CAST(:table AS regclass)"
+        )
+        assert (await connection.execute(text(query), {"table": name})).one() == (True, True)
+        query = "SELECT policyname, roles::text[], cmd FROM pg_policies WHERE tablename = :table"
+        policies = {
+            policy.policyname: (policy.roles, policy.cmd)
+            for policy in await connection.execute(text(query), {"table": name})
+        }
+        query = "SELECT has_any_column_privilege(:role, CAST(:table AS regclass), 'SELECT, INSERT, UPDATE')"
+        granted = await connection.scalar(text(query), {"role": TENANT_ROLE, "table": name})
+    expected = {"control_plane": (["postgres"], "ALL")}
+    if name not in CLOSED:
+        expected["tenant"] = ([TENANT_ROLE], "ALL")
+    assert policies == expected
+    assert granted is (name not in CLOSED)
+
+
+@pytest.mark.parametrize("name", VISIBLE)
+async def test_a_tenant_may_do_with_a_table_what_requests_need(database: AsyncEngine, name: str) -> None:
+    expected = {"SELECT"}
+    if name not in READ_ONLY:
+        expected |= {"INSERT", "UPDATE"}
+    if name == "audit_log":
+        expected -= {"UPDATE"}
+    if name in DELETABLE:
+        expected |= {"DELETE"}
+    query = text(
+        "SELECT privilege_type FROM information_schema.role_table_grants"
+        " WHERE grantee = :role AND table_name = :table"
+    )
+    async with database.connect() as connection:
+        found = await connection.scalars(query, {"role": TENANT_ROLE, "table": name})
+        assert set(found) == expected
+
+
+async def test_a_tenant_sees_its_own_rows_alone(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    for tenant in (ours, theirs):
+        for name in VISIBLE:
+            async with sessions() as session:
+                expected = await rows(session, name, mine(name).format(tenant.id))
+            async with tenant_transaction(sessions, tenant.id) as session:
+                assert await rows(session, name) == expected, name
+            assert len(expected) == 1, name
+
+
+@pytest.mark.parametrize("name", sorted(CLOSED))
+async def test_a_tenant_does_not_reach_what_is_not_for_tenants(
+    sessions: SessionFactory, ours: Tenant, name: str
+) -> None:
+    async with tenant_transaction(sessions, ours.id) as session:
+        await refused(session, text(f"SELECT FROM {name}"), "permission denied")
+        await session.rollback()
+
+
+@pytest.mark.parametrize("setting", [None, ""])
+async def test_a_tenant_without_an_organization_sees_nothing(
+    sessions: SessionFactory, ours: Tenant, setting: str | None
+) -> None:
+    async with sessions() as session:
+        await session.execute(text(f"SET LOCAL ROLE {TENANT_ROLE}"))
+        if setting is not None:
+            await session.execute(text(f"SET LOCAL {TENANT_SETTING} = '{setting}'"))
+        for name in VISIBLE:
+            assert await rows(session, name) == [], name
+
+
+@pytest.mark.parametrize("name", sorted(set(VISIBLE) - READ_ONLY))
+async def test_a_tenant_cannot_write_rows_of_another(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant, name: str
+) -> None:
+    table = table_of(name)
+    async with sessions() as session:
+        query = select(table).where(table.c.organization_id == theirs.id)
+        theirs_row = (await session.execute(query)).mappings().one()
+    # A row that would be good if it were ours: only the wall is against it.
+    copy = dict(theirs_row) | ({"id": new_id()} if "id" in theirs_row else {})
+    words = "violates row-level security policy"
+    async with tenant_transaction(sessions, ours.id) as session:
+        await refused(session, insert(table).values(copy), words)
+        await session.rollback()
+    if name == "audit_log":
+        return
+    async with tenant_transaction(sessions, ours.id) as session:
+        change = update(table).values(organization_id=theirs.id)
+        await refused(session, change, words)
+        await session.rollback()
+    async with tenant_transaction(sessions, ours.id) as session:
+        column = next(c for c in table.columns if not c.primary_key and c.name != "organization_id")
+        of_theirs = table.c.organization_id == theirs.id
+        changed = await session.execute(update(table).where(of_theirs).values({column.name: column}))
+        assert changed.rowcount == 0  # type: ignore[attr-defined]
+    async with sessions() as session:
+        assert (await session.execute(query)).mappings().one() == theirs_row
+
+
+@pytest.mark.parametrize("name", sorted(READ_ONLY))
+async def test_a_tenant_cannot_write_what_workers_write(
+    sessions: SessionFactory, ours: Tenant, name: str
+) -> None:
+    column = table_of(name).c.created_at
+    for statement in (update(table_of(name)).values({column: column}), table_of(name).delete()):
+        async with tenant_transaction(sessions, ours.id) as session:
+            await refused(session, statement, "permission denied")
+            await session.rollback()
+
+
+@pytest.mark.parametrize("name", sorted(DELETABLE))
+async def test_a_tenant_deletes_its_own_rows_alone(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant, name: str
+) -> None:
+    async with tenant_transaction(sessions, ours.id) as session:
+        await session.execute(table_of(name).delete())
+    async with sessions() as session:
+        left = await session.scalars(select(table_of(name).c.organization_id))
+        assert left.all() == [theirs.id]
+
+
+@pytest.mark.parametrize("name", sorted(set(VISIBLE) - DELETABLE))
+async def test_a_tenant_cannot_delete_what_is_kept(sessions: SessionFactory, ours: Tenant, name: str) -> None:
+    for statement in (f"DELETE FROM {name}", f"TRUNCATE {name}"):
+        async with tenant_transaction(sessions, ours.id) as session:
+            await refused(session, text(statement), "permission denied")
+            await session.rollback()
+
+
+async def test_a_query_that_has_lost_its_filter_leaks_nothing(
+    postgres_url: str, database: AsyncEngine, sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    async with tenant_transaction(sessions, ours.id) as session:
+        assert [found.id for found in await session.scalars(select(Instance))] == [ours.of("instances").id]
+        assert await session.get(Instance, theirs.of("instances").id) is None
+        assert await session.scalar(select(func.count()).select_from(Server)) == 1
+
+
+async def test_a_read_that_has_lost_its_filter_leaks_nothing(
+    postgres_url: str, database: AsyncEngine, sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    asked_for = bindparam("organization_id", type_=Uuid())
+    reader = await open_reader(postgres_url, database, sessions)
+    try:
+        for name in VISIBLE:
+            # It knows whose rows it should read, and reads all that it can see.
+            query = Query(select(table_of(name)).where(asked_for.is_not(None)))
+            for tenant in (ours, theirs):
+                found = await reader.rows(tenant.id, query, {"organization_id": tenant.id})
+                async with sessions() as session:
+                    expected = await rows(session, name, mine(name).format(tenant.id))
+                assert len(found) == 1, name
+                assert {str(row.get("id")) for row in found} == {str(row.get("id")) for row in expected}
+    finally:
+        await reader.close()
+
+
+async def test_a_user_of_two_organizations_is_seen_by_both_and_others_by_neither(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    shared = ours.of("users")
+    async with sessions() as session, session.begin():
+        session.add(Member(organization_id=theirs.id, user_id=shared.id, role="viewer"))
+        session.add(User(email="nobody@example.com", name="nobody"))
+    seen = []
+    for tenant in (ours, theirs):
+        async with tenant_transaction(sessions, tenant.id) as session:
+            seen.append(set(await session.scalars(select(User.id))))  # type: ignore[call-overload]
+            # What the shared user is elsewhere is not told.
+            assert set(await session.scalars(select(Member.organization_id))) == {tenant.id}  # type: ignore[call-overload]
+    assert seen == [{shared.id}, {shared.id, theirs.of("users").id}]
+
+
+async def test_a_connection_forgets_whose_it_was(postgres_url: str) -> None:
+    engine = create_async_engine(postgres_url, pool_size=1, max_overflow=0)
+    sessions = session_factory(engine)
+    tenant = await settle(sessions)
+    look = text(
+        "SELECT pg_backend_pid(), session_user = current_user AND current_setting('role') = 'none',"
+        f" nullif(current_setting('{TENANT_SETTING}', true), '')"
+    )
+
+    async def seen(session: AsyncSession) -> Sequence[Any]:
+        return (await session.execute(look)).one()
+
+    async def fail() -> None:
+        async with tenant_transaction(sessions, tenant.id) as session:
+            assert (await seen(session))[1:] == (False, str(tenant.id))
+            raise ZeroDivisionError
+
+    async with tenant_transaction(sessions, tenant.id) as session:
+        pid, plain, organization = await seen(session)
+    assert (plain, organization) == (False, str(tenant.id))
+    with pytest.raises(ZeroDivisionError):
+        await fail()
+    async with sessions() as session:
+        assert await seen(session) == (pid, True, None)
+        assert await session.scalar(select(func.count()).select_from(Organization)) == 1
+    await engine.dispose()
+
+
+async def test_tenants_at_once_on_few_connections_stay_apart(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    async def look(tenant: Tenant) -> None:
+        async with tenant_transaction(sessions, tenant.id) as session:
+            assert [found.id for found in await session.scalars(select(Server))] == [tenant.of("servers").id]
+            await session.execute(text("SELECT pg_sleep(0)"))
+            assert (await session.scalars(select(table_of("organizations").c.id))).all() == [tenant.id]
+
+    await asyncio.gather(*(look(tenant) for tenant in [ours, theirs] * 20))
+
+
+async def test_the_control_plane_acts_within_a_tenants_transaction_and_steps_back(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    made = User(email="new@example.com", name="new")
+    async with tenant_transaction(sessions, ours.id) as session:
+        async with as_control_plane(session):
+            assert await session.scalar(select(func.count()).select_from(User)) == 2
+            session.add(made)
+        # The wall is up again, and the organization still the same.
+        assert [found.id for found in await session.scalars(select(User))] == [ours.of("users").id]
+        session.add(Member(organization_id=ours.id, user_id=made.id, role="viewer"))
+        await session.flush()
+        assert await session.scalar(select(func.count()).select_from(User)) == 2
+        await refused(session, update(User).values(name="x"), "permission denied")
+        await session.rollback()
+    async with sessions() as session:
+        assert await session.get(User, made.id) is None
+
+
+async def test_a_listing_goes_through_the_same_index_as_without_the_wall(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant
+) -> None:
+    fill = text(
+        """
+        INSERT INTO instances SELECT (jsonb_populate_record(i, jsonb_build_object(
+            'id', gen_random_uuid(),
+            'hostname', i.hostname || n,
+            'created_at', i.created_at + n * interval '1 s'
+        ))).*
+        FROM instances i, generate_series(1, 5000) n WHERE i.organization_id = :organization OR n <= 500
+        """
+    )
+    async with sessions() as session, session.begin():
+        await session.execute(fill, {"organization": theirs.id})
+        await session.execute(text("ANALYZE instances"))
+    explain = text(
+        "EXPLAIN (FORMAT JSON) SELECT id, name FROM instances WHERE organization_id = :organization"
+        " AND deleted_at IS NULL ORDER BY created_at DESC, id DESC LIMIT 20"
+    )
+
+    async def plan(session: AsyncSession) -> dict[str, Any]:
+        found = await session.scalar(explain, {"organization": ours.id})
+        return found[0]["Plan"]  # type: ignore[no-any-return]
+
+    async with sessions() as session:
+        without = await plan(session)
+    async with tenant_transaction(sessions, ours.id) as session:
+        behind = await plan(session)
+    assert "ix_instances_listing" in indexes(without)
+    assert indexes(behind) == indexes(without)
+    assert behind["Total Cost"] < without["Total Cost"] * 1.1
+
+
+def indexes(plan: dict[str, Any]) -> list[str]:
+    below = [name for each in plan.get("Plans", ()) for name in indexes(each)]
+    return [plan["Index Name"], *below] if "Index Name" in plan else below
+
+
+@dataclass
+class Owner:
+    """Somebody who owns a database and is no superuser."""
+
+    server: str
+    name: str
+
+    @property
+    def url(self) -> str:
+        return f"postgresql+asyncpg://{self.name}@{self.server}/{self.name}"
+
+    async def migrate(self) -> None:
+        # Migrations begin an event loop of their own.
+        await asyncio.to_thread(command.upgrade, configuration(self.url), "head")
+
+
+@pytest.fixture
+async def owner(
+    postgres_server: str, migrated_postgres: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Owner]:
+    name = f"owner_{uuid4().hex}"
+    # The role of tenants is there already, as it is for the second database of a cluster.
+    await run_on_postgres(postgres_server, f"CREATE ROLE {name} LOGIN {request.param}")
+    await run_on_postgres(postgres_server, f"CREATE DATABASE {name} OWNER {name}")
+    yield Owner(postgres_server, name)
+    await run_on_postgres(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+    await run_on_postgres(postgres_server, f"DROP ROLE {name}")
+
+
+async def check_walls(url: str) -> None:
+    """Acts as the control plane and as two tenants."""
+    engine = open_database(url)
+    sessions = session_factory(engine)
+    tenants = [await settle(sessions), await settle(sessions)]
+    async with sessions() as session:
+        assert (
+            await session.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")) is False
+        )
+        for name in metadata.tables:
+            assert len(await rows(session, name)) == 2, name
+    for tenant in tenants:
+        async with tenant_transaction(sessions, tenant.id) as session:
+            for name in VISIBLE:
+                assert len(await rows(session, name)) == 1, name
+            assert [found.id for found in await session.scalars(select(Server))] == [tenant.of("servers").id]
+            assert await append(session, tenant.id, deed()) == 2
+            async with as_control_plane(session):
+                assert await session.scalar(select(func.count()).select_from(User)) == 2
+    async with sessions() as session:
+        await refused(session, text("DELETE FROM audit_log"), "append-only")
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("owner", ["CREATEROLE"], indirect=True)
+async def test_an_owner_who_may_make_roles_needs_nobody(owner: Owner) -> None:
+    await owner.migrate()
+    await check_walls(owner.url)
+
+
+@pytest.mark.parametrize("owner", ["NOCREATEROLE"], indirect=True)
+async def test_an_owner_who_may_not_make_roles_is_told_what_to_ask_for(owner: Owner) -> None:
+    migrate = [sys.executable, "-m", "deployerp.cli", "migrate"]
+    environment = {**os.environ, "DEPLOYERP_DATABASE_URL": owner.url}
+    ended = await asyncio.to_thread(subprocess.run, migrate, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error: ")
+    create, grant = re.findall("`(.+?)`", ended.stderr)
+    assert create == f"CREATE ROLE {TENANT_ROLE} NOLOGIN"
+    assert grant == f"GRANT {TENANT_ROLE} TO {owner.name}"
+    await run_on_postgres(owner.server, grant)
+    await owner.migrate()
+    await check_walls(owner.url)
+
+
+@pytest.mark.parametrize("owner", ["CREATEROLE"], indirect=True)
+async def test_walls_come_down_and_up_again(owner: Owner) -> None:
+    await owner.migrate()
+    await asyncio.to_thread(command.downgrade, configuration(owner.url), "0002")
+    engine = open_database(owner.url)
+    async with engine.connect() as connection:
+        query = text(
+            "SELECT (SELECT count(*) FROM pg_policies)"
+            " + (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal)"
+            " + (SELECT count(*) FROM pg_class WHERE relrowsecurity OR relforcerowsecurity)"
+            " + (SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = :role)"
+        )
+        assert await connection.scalar(query, {"role": TENANT_ROLE}) == 0
+    await engine.dispose()
+    await owner.migrate()
+    await check_walls(owner.url)
