@@ -124,7 +124,7 @@ def at_a_terminal(answers: Sequence[tuple[str, str]]) -> str:
 async def test_who_sits_at_a_terminal_is_asked_and_not_shown(
     http: httpx.AsyncClient, typed: str, works: bool
 ) -> None:
-    questions = ["(none: one is made up): ", *(["Repeat for confirmation: "] if typed else [])]
+    questions = ("(none: one is made up): ", "Repeat for confirmation: ")
     seen = await asyncio.to_thread(at_a_terminal, [(question, typed) for question in questions])
     assert PASSWORD not in seen
     assert "First key     erp_live_" in seen

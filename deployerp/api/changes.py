@@ -23,7 +23,7 @@ from deployerp.api.idempotency import keyed
 from deployerp.api.requests import address_of
 from deployerp.api.schemas import View
 from deployerp.domain.audit_log import Change as Changed
-from deployerp.domain.audit_log import Deed, Trail, append
+from deployerp.domain.audit_log import Deed, Trail, append, snapshot
 from deployerp.domain.base import Record
 from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import NotFound, PreconditionFailed
@@ -42,8 +42,10 @@ class Change:
     caller: Caller
     session: AsyncSession
     shared: Context
-    # What the request is about: the audit log tells of it.
+    # What the request is about: the audit log tells of it,
     about: Record = field(init=False)
+    # and of what belongs to it, such as a user's membership.
+    parts: list[Record] = field(default_factory=list)
     # Done in turn, beside the answer, once others can see the change; a sweep makes good what is lost.
     afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -140,11 +142,11 @@ async def carry_out(request: Request, caller: Caller, name: str, handle: Handler
 def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
     """What the audit log tells: of what the request is about, and of the operation that it began or ended."""
     record = made.about
-    main = next((each for each in changed if each.record is record), Changed(record, None, None))
     # One that it has begun, rather than one that it has ended.
     begun_first = sorted(changed, key=lambda each: each.before is not None)
     operation = next((each.record for each in begun_first if isinstance(each.record, Operation)), None)
     forced = {"force": True} if operation is not None and operation.force else {}
+    before, after = _before_and_after(made, changed)
     scope = made.request.scope
     return Deed(
         actor_type=made.caller.actor_type,
@@ -155,9 +157,24 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
         operation_id=operation.id if operation is not None else None,
         address=address_of(scope),
         request_id=scope["state"]["request_id"],
-        before=main.before,
-        after=main.after and main.after | forced,
+        before=before,
+        after=after and after | forced,
     )
+
+
+def _before_and_after(made: Change, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
+    """What the request is about, with its parts, as it was and as it is."""
+    same = snapshot(made.about)
+    main = next((each for each in changed if each.record is made.about), Changed(made.about, same, same))
+    before, after = main.before, main.after
+    for part in [each for each in changed if any(each.record is known for known in made.parts)]:
+        before = before and before | _without_id(part.before)
+        after = after and after | _without_id(part.after)
+    return before, after
+
+
+def _without_id(told: Data | None) -> Data:
+    return {name: value for name, value in (told or {}).items() if name != "id"}
 
 
 async def _in_turn(works: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -7,12 +7,16 @@ from sqlalchemy import func, select, update
 from sqlmodel import col
 
 from deployerp.activities.expired import forget_expired
+from deployerp.activities.operations import OperationActivities
+from deployerp.activities.records import Records
 from deployerp.domain.base import new_id, utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
+from deployerp.domain.settings import Settings
 from deployerp.domain.users import User
+from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client
 
 MODELS = (IdempotencyRecord, RateWindow, RefreshToken)
@@ -58,7 +62,9 @@ async def test_only_what_is_over_is_forgotten(client: Client, sessions: SessionF
     assert await forget_expired(sessions) == 0
 
 
-async def test_a_sweep_forgets(client: Client, sessions: SessionFactory) -> None:
+async def test_a_sweep_forgets_too(
+    client: Client, sessions: SessionFactory, records: Records, settings: Settings
+) -> None:
     answer = await client.request(
         "POST", "/v1/providers", {"name": "a", "kind": "docker"}, {"Idempotency-Key": "x"}
     )
@@ -69,5 +75,5 @@ async def test_a_sweep_forgets(client: Client, sessions: SessionFactory) -> None
             .where(col(IdempotencyRecord.key) == "x")
             .values(expires_at=utc_now() - timedelta(days=1))
         )
-    await forget_expired(sessions)
+    await OperationActivities(sessions, records, await Temporal.open(settings)).sweep()
     assert (await kept(sessions))[0] == 0
