@@ -12,7 +12,7 @@ LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extr
 .PHONY: help demo test fuzz lint types dev bench bench-api openapi docs histories lock clean distclean
 
 help: ## List what can be done
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 # The virtual environment; made up to date when what is pinned has changed.
 $(READY): requirements-dev.lock pyproject.toml

@@ -192,9 +192,7 @@ def show(figures: dict[str, Any]) -> None:
         verdict = "met" if target["met"] else "NOT MET"
         _CONSOLE.print(f"{name}: {target['reached']} ({wanted} {limit}): {verdict}")
     if (figures["others_busy"] or 0) > _NOISE:
-        _CONSOLE.print(
-            f"Do not trust it: others kept {figures['others_busy']} of {os.cpu_count()} cores busy."
-        )
+        _CONSOLE.print(f"Others kept {figures['others_busy']} of {os.cpu_count()} cores busy: run it again.")
     for name, reason in figures["failed"].items():
         _CONSOLE.print(f"{name} was not measured: {reason}", markup=False)
 

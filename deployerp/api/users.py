@@ -80,6 +80,7 @@ async def create_user(body: UserCreate, change: ChangeDep) -> Response:
             await _check_known(change, user, body)
         member = Member(organization_id=change.caller.organization_id, user_id=user.id, role=body.role)
         await change.add(member, _in_use(body.email))
+        change.about, change.parts = user, [member]
     return change.answer(_told(user, member), status=201, headers=_tag(user, member))
 
 
@@ -152,7 +153,7 @@ async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
     if found is None:
         raise missing("User", id)
     member, user = found
-    change.about = member
+    change.about, change.parts = user, [member]
     wanted = tags_of(change.request.headers.get("if-match"))
     tag = _tag(user, member)["ETag"]
     if wanted and not wanted & {"*", tag}:

@@ -50,8 +50,9 @@ SessionFactory = Callable[[], AsyncSession]
 def open_database(url: str) -> AsyncEngine:
     """An engine for `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`."""
     if not url.startswith("sqlite"):
-        # Small pools beat large ones when the work per statement is short.
-        return create_async_engine(url, pool_size=4, max_overflow=8, hide_parameters=_HIDE_VALUES)
+        # Small pools beat large ones when the work per statement is short. More than its size a pool does
+        # not keep: connections beyond it would be made and closed with every request.
+        return create_async_engine(url, pool_size=8, max_overflow=4, hide_parameters=_HIDE_VALUES)
     engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=_HIDE_VALUES)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)

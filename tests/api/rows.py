@@ -184,6 +184,8 @@ class Planted:
 
     sessions: SessionFactory
     organization_id: UUID
+    # What others belong to; made when it is first needed.
+    parents: dict[type[SQLModel], list[UUID]] = field(default_factory=dict)
 
     async def add(
         self,
@@ -194,12 +196,13 @@ class Planted:
         make: Callable[[int], Values] = lambda _: {},
         **values: Any,
     ) -> list[UUID]:
-        """Ids of so many new rows, from the `first`; `values` are those of each, `make` gives the nth's own."""
+        """Ids of so many new rows, from the `first`: `values` are those of each, `make` tells the nth's own."""
         kind = KINDS[model]
-        parents = {each: await self.add(each, number) for each, number in kind.parents.items()}
-        rows = [
-            self._common(n) | kind.values(n, parents) | values | make(n) for n in range(first, first + count)
-        ]
+        for each, number in kind.parents.items():
+            if each not in self.parents:
+                self.parents[each] = await self.add(each, number)
+        numbers = range(first, first + count)
+        rows = [self._common(n) | kind.values(n, self.parents) | values | make(n) for n in numbers]
         async with self.sessions() as session, session.begin():
             for table in _records(model, rows):
                 session.add_all(table)

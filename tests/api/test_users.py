@@ -322,9 +322,10 @@ async def test_the_audit_log_tells_of_users_without_their_passwords(
     async with sessions() as session:
         entries = (await session.scalars(select(AuditEntry).order_by(col(AuditEntry.sequence)))).all()
     assert [entry.action for entry in entries] == ["create_user", "update_user", "update_user", "remove_user"]
-    assert {entry.organization_id for entry in entries} == {client.organization_id}
+    assert {(entry.resource_type, str(entry.resource_id)) for entry in entries} == {("user", made["id"])}
     told = [(entry.before or {}, entry.after or {}) for entry in entries]
-    assert told[0][1]["role"] == "developer"
+    assert (told[0][1]["role"], told[0][1]["email"]) == ("developer", "ada@example.com")
     assert (told[1][0]["role"], told[1][1]["role"]) == ("developer", "viewer")
-    assert told[3][0]["role"] == "viewer"
+    assert (told[2][0]["name"], told[2][1]["name"]) == ("Ada Lovelace", "Ada King")
+    assert (told[3][0]["role"], told[3][1]) == ("viewer", {})
     assert "passwordHash" not in str(told)
