@@ -260,7 +260,7 @@ async def _is_whole(sessions: SessionFactory, organization: Organization) -> boo
     if isinstance(found, Broken):
         typer.echo(f"{organization.slug}: broken at entry {found.sequence}: {found.reason}")
         return False
-    typer.echo(f"{organization.slug}: whole, {found.entries} entries, the last is {found.last_hash}")
+    typer.echo(f"{organization.slug}: whole up to entry {found.entries}, hash {found.last_hash}")
     return True
 
 

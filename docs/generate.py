@@ -82,12 +82,12 @@ def _tree(root: type[DeployError]) -> Iterable[type[DeployError]]:
 
 # Of those whose name is all that the code needs to say.
 _MEANINGS = {
-    "unauthorized": "No valid API key came with the request.",
-    "forbidden": "The key's level does not include the permission that `message` names.",
+    "unauthorized": "No valid API key or access token came with the request.",
+    "forbidden": "The key's level or the user's role does not include the permission that `message` names.",
     "not_found": "There is no such thing, or it is another organization's.",
     "method_not_allowed": "The address does not take this method.",
     "conflict": "It clashes with what is there already, such as a name in use.",
-    "payload_too_large": "The body is too large.",
+    "payload_too_large": "The body has more bytes than `DEPLOYERP_MAX_BODY_BYTES` allows.",
     "internal_error": "Something unexpected went wrong on our side; the log has it under the request's id.",
 }
 

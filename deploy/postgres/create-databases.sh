@@ -1,5 +1,5 @@
 #!/bin/bash
-# Runs once, when PostgreSQL makes its cluster: one role and its databases for each of the two tenants.
+# Runs once, when PostgreSQL makes its cluster: for deployerp and for temporal a role and its databases.
 set -euo pipefail
 
 # Passwords come in through the environment, never as arguments, which everybody on the machine may read.
@@ -9,6 +9,9 @@ psql --quiet --no-psqlrc --set ON_ERROR_STOP=1 --username postgres --dbname post
 
 CREATE ROLE deployerp LOGIN PASSWORD :'deployerp_password';
 CREATE ROLE temporal LOGIN PASSWORD :'temporal_password';
+-- deployerp becomes it where it acts for one organization, and may not make roles by itself.
+CREATE ROLE deployerp_tenant NOLOGIN;
+GRANT deployerp_tenant TO deployerp;
 
 CREATE DATABASE deployerp OWNER deployerp;
 CREATE DATABASE temporal OWNER temporal;

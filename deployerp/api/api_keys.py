@@ -42,7 +42,9 @@ class ApiKeyRead(View):
     id: UUID
     name: str
     level: Level
-    key_id: str = Field(description="The public part of the key, to find it by.")
+    key_id: str = Field(
+        description="The public part of the key, to find it by.", examples=["k7q2m9x4c1v8b5n3"]
+    )
     expires_at: datetime | None
     last_used_at: datetime | None = Field(description="Exact to a minute.")
     revoked_at: datetime | None

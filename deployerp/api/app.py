@@ -9,15 +9,19 @@ from fastapi_offline import FastAPIOffline
 
 from deployerp import __version__
 from deployerp.api import (
+    api_keys,
     audit_log,
+    auth,
     errors,
     events,
     health,
     instances,
+    me,
     operations,
     providers,
     root,
     servers,
+    users,
     webhook_deliveries,
     webhook_endpoints,
 )
@@ -43,6 +47,10 @@ ROUTERS = (
     providers.router,
     webhook_endpoints.router,
     webhook_deliveries.router,
+    auth.router,
+    me.router,
+    users.router,
+    api_keys.router,
     audit_log.router,
     root.router,
     health.router,

@@ -59,10 +59,12 @@ class OrganizationSummary(View):
 
 
 class TokenRead(View):
-    access_token: str = Field(description="For `Authorization: Bearer ...`.")
+    access_token: str = Field(description="For `Authorization: Bearer ...`.", examples=["eyJ..."])
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  (the kind, not a token)
-    expires_in: int = Field(description="Seconds.")
-    refresh_token: str = Field(description="Good for one exchange, for a new pair of both.")
+    expires_in: int = Field(description="Seconds.", examples=[900])
+    refresh_token: str = Field(
+        description="Good for one exchange, for a new pair of both.", examples=["erp_refresh_..."]
+    )
     organization: OrganizationSummary
     role: Role
 

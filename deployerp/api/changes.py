@@ -130,10 +130,11 @@ async def carry_out(request: Request, caller: Caller, name: str, handle: Handler
         made = request.state.change = Change(request, caller, session, shared)
         trail = Trail(session)
         response = await handle(request)
-        await session.flush()
-        await append(session, caller.organization_id, _deed(made, name, trail.changes()))
         if key is not None:
             key.keep(session, shared.vault, response)
+        await session.flush()
+        # Last of all: whoever else changes something in the organization waits from here to the commit.
+        await append(session, caller.organization_id, _deed(made, name, trail.changes()))
     if made.afterwards:
         shared.background.run(_in_turn(made.afterwards))
     return response

@@ -83,9 +83,12 @@ class Keyed:
 
 async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
     """The key of the request, if it has one. Raises `ValidationFailed` for one that is not sane."""
-    key = request.headers.get(HEADER)
-    if key is None:
+    keys = request.headers.getlist(HEADER)
+    if not keys:
         return None
+    key = keys[0]
+    if len(keys) > 1:
+        raise invalid_field(HEADER, "must be given once")
     if not _KEY.fullmatch(key):
         raise invalid_field(HEADER, f"must be 1 to {MAX_LENGTH} visible ASCII characters, without spaces")
     told = hashlib.sha256()

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 from sqlalchemy import Select, select
 from sqlmodel import col
 
@@ -35,11 +36,11 @@ class Me(View):
 
     type: ActorType
     id: UUID
-    name: str
-    email: str | None
-    role: Role | None
-    level: Level | None
-    permissions: list[str]
+    name: str = Field(examples=["Ada Lovelace"])
+    email: str | None = Field(examples=["ada@example.com"])
+    role: Role | None = Field(examples=["billing"])
+    level: Level | None = Field(examples=[None])
+    permissions: list[str] = Field(examples=[["manage:billing", "read:billing", "read:users"]])
     organization: OwnOrganization
 
 

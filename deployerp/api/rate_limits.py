@@ -46,19 +46,16 @@ class Standing:
     def headers(self) -> list[tuple[bytes, bytes]]:
         """As ASGI has them.
 
-        `X-RateLimit-Reset` is the Unix time of the window's end, as is usual; `t` of `RateLimit` and
-        `Retry-After` are seconds from now, as draft-ietf-httpapi-ratelimit-headers-10 and HTTP want it.
+        `X-RateLimit-Reset` is the Unix time of the window's end, as is usual; `t` of `RateLimit` is in
+        seconds from now, as draft-ietf-httpapi-ratelimit-headers-10 wants it.
         """
-        listed = [
+        return [
             (b"x-ratelimit-limit", b"%d" % self.limit),
             (b"x-ratelimit-remaining", b"%d" % self.remaining),
             (b"x-ratelimit-reset", b"%d" % self.reset_at),
             (b"ratelimit-policy", self.policy),
             (b"ratelimit", b'"%b";r=%d;t=%d' % (self.window, self.remaining, self.reset)),
         ]
-        if not self.admitted:
-            listed.append((b"retry-after", b"%d" % self.reset))
-        return listed
 
 
 class Limiter:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 SAFE = {"GET", "HEAD", "OPTIONS"}
 # Of an endpoint that asks for no permission.
 PUBLIC = "public"
+# How long an endpoint stays after it was declared old.
+NOTICE = timedelta(days=180)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def public(endpoint: Endpoint) -> Endpoint:
 
 
 def deprecated(since: datetime, sunset: datetime, link: str) -> Callable[[Endpoint], Endpoint]:
-    """Declares an endpoint old; every answer of it says so."""
+    """Declares an endpoint old; every answer of it says so. Raises `ValueError` for too short a notice."""
+    if sunset - since < NOTICE:
+        raise ValueError(f"an endpoint that is declared old stays for {NOTICE.days} days at least")
 
     def declare(endpoint: Endpoint) -> Endpoint:
         endpoint.__dict__["deprecation"] = Deprecation(since, sunset, link)

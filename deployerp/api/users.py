@@ -56,8 +56,8 @@ class UserUpdate(Body):
 
 class UserRead(View):
     id: UUID
-    email: str
-    name: str
+    email: str = Field(examples=["ada@example.com"])
+    name: str = Field(examples=["Ada Lovelace"])
     role: Role
     created_at: datetime = Field(description="When they came to the organization.")
 

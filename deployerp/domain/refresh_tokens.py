@@ -4,7 +4,7 @@ import secrets
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, col
 
@@ -64,8 +64,3 @@ async def end_family(session: AsyncSession, family_id: UUID) -> None:
         .where(col(RefreshToken.family_id) == family_id, col(RefreshToken.revoked_at).is_(None))
         .values(revoked_at=utc_now())
     )
-
-
-async def forget_expired(session: AsyncSession, now: datetime) -> None:
-    """Deletes tokens that have expired: until then a used one tells when it is used again."""
-    await session.execute(delete(RefreshToken).where(col(RefreshToken.expires_at) <= now))

@@ -36,10 +36,12 @@ def _migrate(connection: Connection) -> None:
 
 async def _run() -> None:
     engine = open_database(context.config.attributes["database_url"])
-    async with engine.connect() as connection:
-        await connection.run_sync(_migrate)
-        await connection.commit()
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(_migrate)
+            await connection.commit()
+    finally:
+        await engine.dispose()
 
 
 asyncio.run(_run())

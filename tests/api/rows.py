@@ -15,7 +15,7 @@ from sqlmodel import SQLModel, col
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.audit_log import GENESIS, AuditEntry
 from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
+from deployerp.domain.database import SessionFactory, metadata
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations import Operation
@@ -196,7 +196,7 @@ class Planted:
         make: Callable[[int], Values] = lambda _: {},
         **values: Any,
     ) -> list[UUID]:
-        """Ids of so many new rows, from the `first`: `values` are those of each, `make` tells the nth's own."""
+        """Ids of so many new rows, from the `first`: `values` are of each, `make` gives the nth its own."""
         kind = KINDS[model]
         for each, number in kind.parents.items():
             if each not in self.parents:
@@ -243,3 +243,17 @@ def _records(model: type, rows: Sequence[Values]) -> list[list[Any]]:
         for row in rows
     ]
     return [users, members]
+
+
+async def everything(sessions: SessionFactory) -> dict[str, list[str]]:
+    """All rows of all tables; that a key has been used is no change."""
+    async with sessions() as session:
+        return {
+            table.name: sorted(
+                repr(row)
+                for row in await session.execute(
+                    select(*(column for column in table.columns if column.name != "last_used_at"))
+                )
+            )
+            for table in metadata.sorted_tables
+        }

@@ -13,6 +13,7 @@ from sqlalchemy import delete, select, update
 from sqlmodel import col
 from structlog.testing import capture_logs
 
+from deployerp.activities.expired import forget_expired
 from deployerp.api import auth
 from deployerp.domain import passwords
 from deployerp.domain.audit_log import AuditEntry
@@ -20,7 +21,7 @@ from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.passwords import is_outdated
 from deployerp.domain.plans import Limits
-from deployerp.domain.refresh_tokens import RefreshToken, forget_expired
+from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.settings import Settings
 from deployerp.domain.users import Member, User
 from tests.api.people import PASSWORD, add_user, person, sign_in
@@ -285,8 +286,7 @@ async def test_a_refresh_token_expires_and_is_forgotten_then(
     await run(sessions, update(RefreshToken).values(expires_at=utc_now()))
     await ended(client.http, signed_in.refresh_token)
     living = await sign_in(client.http, EMAIL)
-    async with sessions() as session, session.begin():
-        await forget_expired(session, utc_now())
+    await forget_expired(sessions)
     async with sessions() as session:
         assert len((await session.scalars(select(RefreshToken))).all()) == 1
     await renewed(client.http, living.refresh_token)

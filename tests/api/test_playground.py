@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import Page, async_playwright, expect
 
 from deployerp.domain.settings import Settings
-from tests.conftest import Client, Fleet
+from tests.conftest import Client, Fleet, free_port
 from tests.serving import listening
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -25,9 +25,10 @@ COLOURS = """async picture => {
     pixels.forEach(pixel => counted.set(pixel, (counted.get(pixel) ?? 0) + 1));
     return {colours: counted.size, ground: Math.max(...counted.values()) / pixels.length};
 }"""
-ELSEWHERE = """() => new Promise(resolve => {
+# What keeps the page from a neighbour who would let nobody in, either.
+REFUSED_BY = """neighbour => new Promise(resolve => {
     document.addEventListener("securitypolicyviolation", event => resolve(event.effectiveDirective));
-    fetch("https://example.com/").catch(() => {});
+    fetch(neighbour).catch(() => setTimeout(() => resolve("nothing"), 1000));
 })"""
 
 
@@ -94,4 +95,4 @@ async def test_calls_are_made_in_the_playground(
 
 async def test_the_playground_speaks_to_nobody_else(address: str, page: Page) -> None:
     await page.goto(f"{address}/playground")
-    assert await page.evaluate(ELSEWHERE) == "connect-src"
+    assert await page.evaluate(REFUSED_BY, f"http://127.0.0.1:{free_port()}/") == "connect-src"

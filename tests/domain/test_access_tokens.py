@@ -74,6 +74,13 @@ def test_forged_tokens_are_refused(name: str) -> None:
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize("name", ["none", "RS256 under our kid", "HS512 under our kid"])
+def test_another_algorithm_is_refused_for_being_another(name: str) -> None:
+    # And not because the signature happens to be wrong or the key to be short.
+    with pytest.raises(TokenRefused, match="alg value is not allowed"):
+        taken(tokens(NEW), FORGERIES[name](Forge(NEW, USER, ORGANIZATION)))
+
+
 @given(st.text(alphabet=st.characters(max_codepoint=255), max_size=200), st.integers(0, 2))
 def test_no_text_is_taken_or_breaks_anything(text: str, part: int) -> None:
     parts = Forge(NEW, USER, ORGANIZATION).token().split(".")

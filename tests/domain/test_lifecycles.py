@@ -16,7 +16,7 @@ ACTIONS = [
 @pytest.mark.parametrize(("lifecycle", "action"), ACTIONS)
 def test_an_action_names_what_there_is(lifecycle: Lifecycle, action: Action) -> None:
     assert {*action.from_states, action.transitional, action.end} <= set(lifecycle.states)
-    assert action.permission in PERMISSIONS["admin"]
+    assert action.permission in PERMISSIONS
     assert action.workflow in {workflow.__name__ for workflow in WORKFLOWS}
     assert action.event.startswith(f"{lifecycle.resource_type}.")
 

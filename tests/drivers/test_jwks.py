@@ -171,8 +171,8 @@ async def test_redirects_are_not_followed(issuer: Issuer, keys: KeySet) -> None:
     assert issuer.asked == 1
 
 
-def secret(**changes: Any) -> dict[str, Any]:
-    return RSAAlgorithm.to_jwk(RSA, as_dict=True) | {"kid": "one"} | changes
+def secret() -> dict[str, Any]:
+    return RSAAlgorithm.to_jwk(RSA, as_dict=True) | {"kid": "one", "key_ops": ["verify"]}
 
 
 def other(algorithm: Any, key: Any) -> dict[str, Any]:

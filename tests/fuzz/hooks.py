@@ -20,7 +20,8 @@ API.headers["Authorization"] = f"Bearer {os.environ['FUZZ_KEY']}"
 ENDED = {"succeeded", "failed", "cancelled"}
 # Fields with rules beyond JSON Schema, by which a request that keeps to the document may still be refused.
 RULED_BEYOND = re.compile(
-    r"cursor|odooVersion|odooEdition|expiresAt|credentials(\..*)?|envVars\..*|types\.\d+|url", re.DOTALL
+    r"cursor|odooVersion|odooEdition|expiresAt|organization|credentials(\..*)?|envVars\..*|types\.\d+|url",
+    re.DOTALL,
 )
 # Where a call finds something that it can be about: by the field of its body, or else by its path.
 FOUND_BY_FIELD = {"serverId": "/v1/servers?status=running", "providerId": "/v1/providers"}

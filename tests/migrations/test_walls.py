@@ -1,26 +1,14 @@
 """Row level security on PostgreSQL: what a tenant's transaction sees and writes, whatever it asks for."""
 
 import asyncio
-import json
-import os
-import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID, uuid4
 
 import pytest
-from alembic import command
 from sqlalchemy import Table, Uuid, bindparam, func, insert, select, text, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
-from sqlmodel import SQLModel
 
-from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.audit_log import Deed, append
-from deployerp.domain.base import new_id, utc_now
+from deployerp.domain.base import new_id
 from deployerp.domain.database import (
     TENANT_ROLE,
     TENANT_SETTING,
@@ -31,107 +19,16 @@ from deployerp.domain.database import (
     session_factory,
     tenant_transaction,
 )
-from deployerp.domain.events import Event
-from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation, OperationStep
 from deployerp.domain.organizations import Organization
-from deployerp.domain.providers import Provider
-from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.reads import Query, open_reader
-from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.servers import Server
-from deployerp.domain.users import Identity, Member, User
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
-from deployerp.migrations import configuration
-from tests.conftest import run_on_postgres
+from deployerp.domain.users import Member, User
+from tests.migrations.tenants import CLOSED, VISIBLE, Tenant, refused, rows, settle
 
-# What no request of a tenant has any business with.
-CLOSED = {"identities", "rate_windows", "refresh_tokens"}
 # What only workers and the control plane itself write.
 READ_ONLY = {"organizations", "users", "events", "operation_steps", "webhook_deliveries", "webhook_attempts"}
 DELETABLE = {"members", "idempotency_records"}
-VISIBLE = sorted(set(metadata.tables) - CLOSED)
-
-
-@dataclass
-class Tenant:
-    """An organization with a row in every table."""
-
-    organization: Organization
-    records: list[SQLModel] = field(default_factory=list)
-
-    @property
-    def id(self) -> UUID:
-        return self.organization.id
-
-    def of(self, table: str) -> Any:
-        return next(record for record in self.records if record.__tablename__ == table)
-
-
-def records_of(organization: Organization) -> list[SQLModel]:
-    """In the order in which they can be written; the audit log writes its own."""
-    own = {"organization_id": organization.id}
-    name = organization.slug
-    user = User(email=f"{name}@example.com", name=name)
-    provider = Provider(name=name, kind="docker", sealed_credentials="sealed", **own)
-    server = Server(provider_id=provider.id, name=name, size="small", **own)
-    instance = Instance(
-        server_id=server.id,
-        name=name,
-        slug=name,
-        odoo_version="19.0",
-        odoo_edition="community",
-        environment_type="production",
-        hostname=name,
-        sealed_env_vars="sealed",
-        sealed_database_password="sealed",
-        sealed_master_password="sealed",
-        **own,
-    )
-    operation = Operation(resource_type="server", resource_id=server.id, action="create", **own)
-    event = Event(
-        sequence=1, type="server.created", resource_type="server", resource_id=server.id, data={}, **own
-    )
-    endpoint = WebhookEndpoint(url="https://example.com", types=["*"], sealed_secret="sealed", **own)
-    delivery = WebhookDelivery(endpoint_id=endpoint.id, event_id=event.id, event_type=event.type, **own)
-    return [
-        organization,
-        user,
-        Member(user_id=user.id, role="owner", **own),
-        Identity(user_id=user.id, issuer="https://issuer.example", subject=name),
-        RefreshToken(family_id=new_id(), user_id=user.id, token_digest=name, expires_at=utc_now(), **own),
-        RateWindow(subject=name, seconds=60, started_at=utc_now(), spent=1),
-        new_api_key(organization.id, name, "admin")[0],
-        provider,
-        server,
-        instance,
-        operation,
-        OperationStep(operation_id=operation.id, position=1, name="first", started_at=utc_now()),
-        event,
-        endpoint,
-        delivery,
-        WebhookAttempt(delivery_id=delivery.id, number=1),
-        IdempotencyRecord(
-            key=name, fingerprint=name, status=200, sealed_answer="sealed", expires_at=utc_now(), **own
-        ),
-    ]
-
-
-def deed() -> Deed:
-    return Deed(actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r")
-
-
-async def settle(sessions: SessionFactory) -> Tenant:
-    organization = Organization(name="acme", slug=f"acme-{uuid4().hex}")
-    tenant = Tenant(organization, records_of(organization))
-    async with sessions() as session, session.begin():
-        for record in tenant.records:
-            session.add(record)
-            await session.flush()
-        await append(session, organization.id, deed())
-    return tenant
 
 
 @pytest.fixture
@@ -171,16 +68,6 @@ def mine(name: str) -> str:
         ),
     }
     return through.get(name, "organization_id = '{}'")
-
-
-async def refused(session: AsyncSession, statement: Any, words: str) -> None:
-    with pytest.raises(DBAPIError, match=words):
-        await session.execute(statement)
-
-
-async def rows(session: AsyncSession, name: str, condition: str = "true") -> list[Any]:
-    found = await session.execute(text(f"SELECT to_jsonb(t) FROM {name} t WHERE {condition}"))
-    return sorted(found.scalars(), key=json.dumps)
 
 
 async def test_every_table_is_filled_in_these_tests(ours: Tenant) -> None:
@@ -459,95 +346,3 @@ async def test_a_listing_goes_through_the_same_index_as_without_the_wall(
 def indexes(plan: dict[str, Any]) -> list[str]:
     below = [name for each in plan.get("Plans", ()) for name in indexes(each)]
     return [plan["Index Name"], *below] if "Index Name" in plan else below
-
-
-@dataclass
-class Owner:
-    """Somebody who owns a database and is no superuser."""
-
-    server: str
-    name: str
-
-    @property
-    def url(self) -> str:
-        return f"postgresql+asyncpg://{self.name}@{self.server}/{self.name}"
-
-    async def migrate(self) -> None:
-        # Migrations begin an event loop of their own.
-        await asyncio.to_thread(command.upgrade, configuration(self.url), "head")
-
-
-@pytest.fixture
-async def owner(
-    postgres_server: str, migrated_postgres: str, request: pytest.FixtureRequest
-) -> AsyncIterator[Owner]:
-    name = f"owner_{uuid4().hex}"
-    # The role of tenants is there already, as it is for the second database of a cluster.
-    await run_on_postgres(postgres_server, f"CREATE ROLE {name} LOGIN {request.param}")
-    await run_on_postgres(postgres_server, f"CREATE DATABASE {name} OWNER {name}")
-    yield Owner(postgres_server, name)
-    await run_on_postgres(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
-    await run_on_postgres(postgres_server, f"DROP ROLE {name}")
-
-
-async def check_walls(url: str) -> None:
-    """Acts as the control plane and as two tenants."""
-    engine = open_database(url)
-    sessions = session_factory(engine)
-    tenants = [await settle(sessions), await settle(sessions)]
-    async with sessions() as session:
-        assert (
-            await session.scalar(text("SELECT rolsuper FROM pg_roles WHERE rolname = current_user")) is False
-        )
-        for name in metadata.tables:
-            assert len(await rows(session, name)) == 2, name
-    for tenant in tenants:
-        async with tenant_transaction(sessions, tenant.id) as session:
-            for name in VISIBLE:
-                assert len(await rows(session, name)) == 1, name
-            assert [found.id for found in await session.scalars(select(Server))] == [tenant.of("servers").id]
-            assert await append(session, tenant.id, deed()) == 2
-            async with as_control_plane(session):
-                assert await session.scalar(select(func.count()).select_from(User)) == 2
-    async with sessions() as session:
-        await refused(session, text("DELETE FROM audit_log"), "append-only")
-    await engine.dispose()
-
-
-@pytest.mark.parametrize("owner", ["CREATEROLE"], indirect=True)
-async def test_an_owner_who_may_make_roles_needs_nobody(owner: Owner) -> None:
-    await owner.migrate()
-    await check_walls(owner.url)
-
-
-@pytest.mark.parametrize("owner", ["NOCREATEROLE"], indirect=True)
-async def test_an_owner_who_may_not_make_roles_is_told_what_to_ask_for(owner: Owner) -> None:
-    migrate = [sys.executable, "-m", "deployerp.cli", "migrate"]
-    environment = {**os.environ, "DEPLOYERP_DATABASE_URL": owner.url}
-    ended = await asyncio.to_thread(subprocess.run, migrate, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ")
-    create, grant = re.findall("`(.+?)`", ended.stderr)
-    assert create == f"CREATE ROLE {TENANT_ROLE} NOLOGIN"
-    assert grant == f"GRANT {TENANT_ROLE} TO {owner.name}"
-    await run_on_postgres(owner.server, grant)
-    await owner.migrate()
-    await check_walls(owner.url)
-
-
-@pytest.mark.parametrize("owner", ["CREATEROLE"], indirect=True)
-async def test_walls_come_down_and_up_again(owner: Owner) -> None:
-    await owner.migrate()
-    await asyncio.to_thread(command.downgrade, configuration(owner.url), "0002")
-    engine = open_database(owner.url)
-    async with engine.connect() as connection:
-        query = text(
-            "SELECT (SELECT count(*) FROM pg_policies)"
-            " + (SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal)"
-            " + (SELECT count(*) FROM pg_class WHERE relrowsecurity OR relforcerowsecurity)"
-            " + (SELECT count(*) FROM information_schema.role_table_grants WHERE grantee = :role)"
-        )
-        assert await connection.scalar(query, {"role": TENANT_ROLE}) == 0
-    await engine.dispose()
-    await owner.migrate()
-    await check_walls(owner.url)
