@@ -9,7 +9,13 @@ from fastapi.openapi.utils import get_openapi
 from deployerp.api.examples import example_of
 from deployerp.api.idempotency import HEADER, MAX_LENGTH
 from deployerp.api.routes import PUBLIC, SAFE, Route
-from deployerp.domain.errors import DeployError, IdempotencyInProgress, IdempotencyKeyReused, PayloadTooLarge
+from deployerp.domain.errors import (
+    DeployError,
+    IdempotencyInProgress,
+    IdempotencyKeyReused,
+    PayloadTooLarge,
+    Unavailable,
+)
 
 Document = dict[str, Any]
 _JSON = "application/json"
@@ -106,6 +112,8 @@ def _complete(route: Route, method: str, operation: Document, schemas: Document)
     if guarded:
         operation["security"] = [{"bearer": []}]
         operation["x-permission"] = route.permission
+    if route.path.startswith("/v1"):
+        _fail(responses, Unavailable)
     if guarded and unsafe:
         _accept(operation, HEADER)
         _fail(responses, IdempotencyInProgress)

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
@@ -20,6 +23,7 @@ from deployerp.domain.errors import (
     RateLimitExceeded,
     RequestError,
     Unauthorized,
+    Unavailable,
     ValidationFailed,
 )
 
@@ -125,13 +129,23 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     state = request.scope["state"]
     # Outside of the middleware that gives the other lines their request id.
     log.error("unexpected", exc_info=error, path=request.scope["path"], request_id=state["request_id"])
-    unknown = DeployError(
+    unknown = _away(error) or DeployError(
         f"Something went wrong on our side. The log has it under request id {state['request_id']}."
     )
     answer = answer_of(request, unknown)
     # This answer is made outside of the middleware that would add them.
     answer.raw_headers.extend(state["headers"])
     return answer
+
+
+def _away(error: Exception) -> Unavailable | None:
+    """What to say when the database is not there; its own error is in the log."""
+    of_driver = isinstance(error, ConnectionError | TimeoutError | asyncpg.PostgresConnectionError)
+    if of_driver or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return Unavailable(
+            "The database does not answer: try again in a moment, a change with the same Idempotency-Key."
+        )
+    return None
 
 
 def _field(location: Sequence[int | str]) -> str:

@@ -85,7 +85,11 @@ def network_of(address: str) -> str:
     """What is counted as one: an IPv4 address, or the network of an IPv6 address."""
     if ":" not in address:
         return address
-    known = IPv6Address(address.partition("%")[0])
+    try:
+        known = IPv6Address(address.partition("%")[0])
+    except ValueError:
+        # A proxy that is trusted says what it likes.
+        return address[:64]
     return str(known.ipv4_mapped or IPv6Network((known, _IPV6_PREFIX), strict=False))
 
 

@@ -8,6 +8,8 @@ import httpx
 import pytest
 
 from deployerp.activities.records import Records
+from deployerp.domain.api_keys import new_api_key
+from deployerp.domain.base import new_id
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
@@ -84,3 +86,16 @@ async def test_what_is_read_needs_no_temporal(fleet: Fleet) -> None:
     started = time.monotonic()
     await fleet.client.call("GET", f"/v1/servers/{server['id']}", status=200)
     assert time.monotonic() - started < 1
+
+
+async def test_a_database_that_is_away_is_told(settings: Settings) -> None:
+    url = f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/nothing"
+    async with open_api(settings.model_copy(update={"database_url": url})) as http:
+        _, token = new_api_key(new_id(), "test", "admin")
+        for headers in ({}, {"Authorization": f"Bearer {token}"}):
+            answer = await http.get("/v1/servers", headers=headers)
+            assert answer.status_code == 503
+            body = answer.json()
+            assert body["error"]["code"] == "unavailable"
+            assert body["meta"]["request_id"] == answer.headers["X-Request-Id"]
+            assert "nobody" not in answer.text

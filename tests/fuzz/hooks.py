@@ -15,9 +15,10 @@ from schemathesis.generation.meta import TestPhase
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 ADDRESS, OWN_KEY = os.environ["FUZZ_ADDRESS"], os.environ["FUZZ_OWN_KEY"]
-API = requests.Session()
-API.headers["Authorization"] = f"Bearer {os.environ['FUZZ_KEY']}"
+KEY, OTHER_KEY = os.environ["FUZZ_KEY"], os.environ["FUZZ_OTHER_KEY"]
 ENDED = {"succeeded", "failed", "cancelled"}
+# A key that was revoked: the audit log names it.
+STILL_SEEN = {"/v1/api-keys/{id}"}
 # Fields with rules beyond JSON Schema, by which a request that keeps to the document may still be refused.
 RULED_BEYOND = re.compile(
     r"cursor|odooVersion|odooEdition|expiresAt|organization|credentials(\..*)?|envVars\..*|types\.\d+|url",
@@ -89,7 +90,7 @@ def _make_found(case: Case) -> None:
 
 def _id_from(path: str, default: str) -> str:
     """One after the other of what a list holds."""
-    found = API.get(f"{ADDRESS}{path}", timeout=5).json()["data"]
+    found = _got(path).json()["data"]
     return found[next(_turns) % len(found)]["id"] if found else default
 
 
@@ -98,12 +99,43 @@ def after_call(context: HookContext, case: Case, response: Response) -> None:
     """Waits for a deletion that goes on after its 202: only then is the resource to be gone."""
     if case.method != "DELETE" or response.status_code != 202:
         return
-    operation = f"{ADDRESS}{response.headers['location'][0]}"
+    operation = response.headers["location"][0]
     until = time.monotonic() + 10
-    while API.get(operation, timeout=5).json()["data"]["state"] not in ENDED:
+    while _got(operation).json()["data"]["state"] not in ENDED:
         if time.monotonic() > until:
             raise TimeoutError(f"{operation} has not ended")
         time.sleep(0.01)
+
+
+def _got(path: str, key: str = KEY) -> requests.Response:
+    return requests.get(f"{ADDRESS}{path}", headers={"Authorization": f"Bearer {key}"}, timeout=5)
+
+
+@schemathesis.check
+def what_is_deleted_is_gone(context: CheckContext, response: Response, case: Case) -> None:
+    if case.method != "DELETE" or response.status_code >= 300 or case.path in STILL_SEEN:
+        return
+    found = _got(case.formatted_path)
+    assert found.status_code == 404, f"{case.formatted_path} is deleted and answers {found.status_code}"
+
+
+@schemathesis.check
+def what_is_pointed_at_is_there(context: CheckContext, response: Response, case: Case) -> None:
+    for path in response.headers.get("location", ()):
+        found = _got(path)
+        assert found.status_code == 200, (
+            f"{path} is the Location of an answer and answers {found.status_code}"
+        )
+
+
+@schemathesis.check
+def what_is_ours_is_not_theirs(context: CheckContext, response: Response, case: Case) -> None:
+    if case.method != "GET" or "{id}" not in case.path or response.status_code != 200:
+        return
+    found = _got(case.formatted_path, OTHER_KEY)
+    assert found.status_code == 404, (
+        f"another organization gets {found.status_code} for {case.formatted_path}"
+    )
 
 
 @schemathesis.check

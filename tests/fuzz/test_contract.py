@@ -75,7 +75,7 @@ async def test_the_api_keeps_its_contract(
         environment = {
             "FUZZ_ADDRESS": address,
             "FUZZ_KEY": one.token,
-            "FUZZ_AUTH": str(keys_file(tmp_path, one=one, other=other)),
+            "FUZZ_OTHER_KEY": other.token,
             "FUZZ_OWN_KEY": await own_key(sessions, one),
         }
         async with settling(sessions, records):
@@ -105,18 +105,6 @@ async def populate(fleet: Fleet) -> None:
         # Operations that can be retried, and some that can be cancelled.
         await fleet.end(await fleet.begin_server(f"failed-{number}"), "failed")
         await fleet.begin_server(f"pending-{number}")
-
-
-def keys_file(folder: Path, **clients: Client) -> Path:
-    """The keys by their names in the configuration, the way Schemathesis reads them."""
-    path = folder / "keys.json"
-    sent = {name: f"Bearer {client.token}" for name, client in clients.items()}
-    users = [
-        {"name": name, "fixedHeaders": [{"name": "Authorization", "value": value}]}
-        for name, value in sent.items()
-    ]
-    path.write_text(json.dumps({"auth": users}))
-    return path
 
 
 async def own_key(sessions: SessionFactory, client: Client) -> str:

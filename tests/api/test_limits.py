@@ -1,0 +1,143 @@
+"""Limits as clients meet them: exact over two API processes, told on every answer, by address for strangers."""
+
+import asyncio
+from collections import Counter
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from deployerp.api.app import create_app
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.organizations import Organization
+from deployerp.domain.settings import Settings
+from tests.api.processes import api_processes
+from tests.conftest import Client, new_client, open_api
+
+TOLD = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-policy", "ratelimit")
+STARTER = '"minute";q=100;w=60, "hour";q=1000;w=3600'
+one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+
+
+async def test_two_processes_admit_exactly_what_the_plan_has(
+    http: httpx.AsyncClient, settings: Settings
+) -> None:
+    client = await new_client(http, settings, plan="starter")
+    async with api_processes(settings) as processes:
+        # Fewer at a time than connections are made for: the limit is what is tested.
+        turns = asyncio.Semaphore(40)
+
+        async def ask(number: int) -> httpx.Response:
+            async with turns:
+                return await processes[number % 2].seen_by(client).request("GET", "/v1/servers")
+
+        answers = await asyncio.gather(*(ask(number) for number in range(1500)))
+    assert Counter(answer.status_code for answer in answers) == {200: 100, 429: 1400}
+    for answer in answers:
+        assert [answer.headers[name] for name in ("x-ratelimit-limit", "ratelimit-policy")] == [
+            "100",
+            STARTER,
+        ]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.headers["x-ratelimit-remaining"] for answer in refused} == {"0"}
+    assert all(1 <= int(answer.headers["retry-after"]) <= 60 for answer in refused)
+    error = refused[0].json()["error"]
+    assert error["code"] == "rate_limit_exceeded"
+    assert error["details"]["retry_after"] <= 60
+
+
+@one_database
+async def test_every_answer_tells_how_its_caller_stands(http: httpx.AsyncClient, settings: Settings) -> None:
+    client = await new_client(http, settings, plan="starter")
+    remaining = 100
+    for method, path, status in (
+        ("GET", "/v1/servers", 200),
+        ("GET", "/v1/nothing", 404),
+        ("PUT", "/v1/servers", 405),
+        ("POST", "/v1/servers", 422),
+        ("GET", "/", 200),
+        ("GET", "/openapi.json", 200),
+    ):
+        answer = await client.request(method, path)
+        assert answer.status_code == status
+        remaining -= 1
+        assert [answer.headers[name] for name in TOLD[:2]] == ["100", str(remaining)], path
+        assert set(TOLD) <= set(answer.headers)
+
+
+@one_database
+async def test_what_fails_on_our_side_counts_and_tells_too(settings: Settings) -> None:
+    app = create_app(settings)
+
+    @app.get("/broken")
+    async def broken() -> None:
+        raise RuntimeError
+
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+            answer = await (await new_client(http, settings, plan="starter")).request("GET", "/broken")
+    assert answer.status_code == 500
+    assert answer.headers["x-ratelimit-remaining"] == "99"
+
+
+@one_database
+async def test_an_enterprise_has_no_limit_unless_it_has_its_own(
+    client: Client, sessions: SessionFactory, settings: Settings
+) -> None:
+    answer = await client.request("GET", "/v1/servers")
+    assert not set(TOLD) & set(answer.headers)
+    async with sessions() as session, session.begin():
+        await session.execute(update(Organization).values(requests_per_hour=2))
+    async with open_api(settings) as http:
+        theirs = Client(http, client.organization_id, client.token)
+        statuses = [(await theirs.request("GET", "/v1/servers")).status_code for _ in range(4)]
+        assert statuses == [200, 200, 429, 429]
+
+
+@one_database
+async def test_organizations_do_not_spend_each_others(http: httpx.AsyncClient, settings: Settings) -> None:
+    first, second = [await new_client(http, settings, plan="starter") for _ in range(2)]
+    for _ in range(101):
+        answer = await first.request("GET", "/v1/servers")
+    assert answer.status_code == 429
+    assert (await second.request("GET", "/v1/servers")).status_code == 200
+
+
+@one_database
+async def test_strangers_are_counted_by_address(settings: Settings) -> None:
+    settings = settings.model_copy(update={"address_requests_per_minute": 5})
+    async with open_api(settings) as http:
+        client = await new_client(http, settings)
+        for number in range(7):
+            given = {} if number % 2 else {"Authorization": f"Bearer erp_live_{'0' * 16}_{'x' * 43}"}
+            answer = await http.get("/v1/servers", headers=given)
+            assert answer.status_code == (401 if number < 5 else 429)
+            assert set(TOLD) <= set(answer.headers)
+        # Whoever proves who they are is not held to what others of the address have done, once known...
+        again = await http.get("/", headers={"Authorization": f"Bearer {client.token}"})
+        # ...but a spent address gets nothing new looked up.
+        assert again.status_code == 429
+        assert (await http.get("/healthz")).status_code == 200
+
+
+async def from_address(app_client: httpx.AsyncClient, forwarded: str) -> int:
+    answer = await app_client.get("/v1/servers", headers={"X-Forwarded-For": forwarded})
+    return answer.status_code
+
+
+@one_database
+@pytest.mark.parametrize(("trusted", "second"), [(["127.0.0.0/8"], 401), ([], 429)], ids=["proxy", "anybody"])
+async def test_only_a_trusted_proxy_says_where_a_request_comes_from(
+    settings: Settings, trusted: list[str], second: int
+) -> None:
+    given = settings.model_dump() | {"address_requests_per_minute": 1, "trusted_proxies": trusted}
+    settings = Settings.model_validate(given | {"encryption_keys": settings.encryption_keys})
+    async with api_processes(settings, [("-m", "deployerp.cli", "serve")]) as (process,):
+        assert await from_address(process.http, "203.0.113.7") == 401
+        assert await from_address(process.http, "203.0.113.8") == second
+        assert await from_address(process.http, "203.0.113.7") == 429
+        # One network of IPv6 is one; what is no address at all is counted as it is.
+        assert await from_address(process.http, "2001:db8::1") == second
+        assert await from_address(process.http, "2001:db8::2") == 429
+        assert await from_address(process.http, "no:address") == second
