@@ -32,6 +32,7 @@ from deployerp.api.document import document
 from deployerp.api.gate import Gate
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.requests import RequestIds
+from deployerp.api.totals import Totals
 from deployerp.domain.database import open_database, session_factory
 from deployerp.domain.reads import open_reader
 from deployerp.domain.secrets import Vault
@@ -71,6 +72,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         vault=Vault(settings.encryption_keys),
         authenticator=Authenticator(settings, sessions, background),
         limiter=Limiter(sessions),
+        totals=Totals(),
         background=background,
     )
     yield context

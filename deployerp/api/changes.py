@@ -135,6 +135,7 @@ async def carry_out(request: Request, caller: Caller, name: str, handle: Handler
         await session.flush()
         # Last of all: whoever else changes something in the organization waits from here to the commit.
         await append(session, caller.organization_id, _deed(made, name, trail.changes()))
+    shared.totals.forget(caller.organization_id)
     if made.afterwards:
         shared.background.run(_in_turn(made.afterwards))
     return response

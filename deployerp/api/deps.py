@@ -9,6 +9,7 @@ from deployerp.api.authentication import Authenticator
 from deployerp.api.background import Background
 from deployerp.api.callers import Caller
 from deployerp.api.rate_limits import Limiter
+from deployerp.api.totals import Totals
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import Unauthorized
 from deployerp.domain.reads import Reader
@@ -32,6 +33,7 @@ class Context:
     vault: Vault
     authenticator: Authenticator
     limiter: Limiter
+    totals: Totals
     background: Background
 
 

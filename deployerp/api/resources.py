@@ -1,7 +1,5 @@
 """Lists and single resources: one mechanism, which a resource declares in a line."""
 
-import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -19,30 +17,6 @@ from deployerp.api.routes import needs
 from deployerp.api.schemas import Envelope, ListEnvelope, View
 from deployerp.domain.errors import NotFound
 from deployerp.domain.reads import Row
-
-# Counting many rows takes longer than reading a page of them, so a large total may be a little old.
-_LARGE = 1000
-_REMEMBERED_SECONDS = 5.0
-_MOST_REMEMBERED = 10_000
-
-
-class Totals:
-    """How many rows large lists have, as they were counted a moment ago."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[Any, tuple[int, float]] = OrderedDict()
-
-    def of(self, key: object) -> int | None:
-        total, until = self._known.get(key, (None, 0.0))
-        return total if time.monotonic() < until else None
-
-    def learn(self, key: object, total: int) -> None:
-        if total < _LARGE:
-            return
-        self._known[key] = (total, time.monotonic() + _REMEMBERED_SECONDS)
-        self._known.move_to_end(key)
-        while len(self._known) > _MOST_REMEMBERED:
-            self._known.popitem(last=False)
 
 
 def serve(
@@ -63,11 +37,10 @@ def serve(
     plural = router.prefix.rpartition("/")[2]
     permission = needs(f"read:{plural}")
     plural_name, name = plural.replace("-", "_"), model.__name__
-    totals = Totals()
 
     @permission
     async def many(request: Request) -> Response:
-        return await _listed(request, listing, totals)
+        return await _listed(request, listing)
 
     @permission
     async def one(id: UUID, request: Request) -> Response:
@@ -102,22 +75,23 @@ async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
     return found[0]
 
 
-async def _listed(request: Request, listing: Listing, totals: Totals) -> Response:
+async def _listed(request: Request, listing: Listing) -> Response:
     asked = listing.asked(request.scope["query_string"])
     organization_id = deps.caller(request).organization_id
-    key = (organization_id, asked.filters)
-    total = totals.of(key)
+    shared = deps.context(request)
+    # By the list itself, of which there is one.
+    same = (id(listing), asked.filters)
+    total = shared.totals.of(organization_id, same)
     counted = asked.position is None and total is None
     values = listing.values(asked, organization_id)
-    reader = deps.context(request).reader
-    rows = await reader.rows(organization_id, listing.query(asked, counted=counted), values)
+    rows = await shared.reader.rows(organization_id, listing.query(asked, counted=counted), values)
     if counted:
         counts = [row.pop(TOTAL) for row in rows]
         if not counts and asked.page > 1:
             names = tuple(name for name, _ in asked.filters)
-            counts = [(await reader.rows(organization_id, listing.count(names), values))[0][TOTAL]]
+            counts = [(await shared.reader.rows(organization_id, listing.count(names), values))[0][TOTAL]]
         total = counts[0] if counts else 0
-        totals.learn(key, total)
+        shared.totals.learn(organization_id, same, total)
     more = len(rows) > asked.per_page
     rows = rows[: asked.per_page]
     cursor = listing.next_cursor(asked, rows[-1]) if more else None
