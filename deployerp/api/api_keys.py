@@ -5,7 +5,7 @@ from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, AwareDatetime, Field
+from pydantic import AfterValidator, Field
 
 from deployerp.api.changes import ChangeDep
 from deployerp.api.errors import documented
@@ -16,7 +16,7 @@ from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import Forbidden, NotFound, PreconditionFailed
-from deployerp.domain.names import Name
+from deployerp.domain.names import Instant, Name
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, Level
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api keys"], route_class=Route)
@@ -31,7 +31,7 @@ def _to_come(time: datetime) -> datetime:
 class ApiKeyCreate(Body):
     name: Name = Field(examples=["deployments"])
     level: Level = Field(description="`read`, `write` (and read), `delete` (and write), or `admin` (all).")
-    expires_at: Annotated[AwareDatetime, AfterValidator(_to_come)] | None = None
+    expires_at: Annotated[Instant, AfterValidator(_to_come)] | None = None
 
 
 class ApiKeyUpdate(Body):

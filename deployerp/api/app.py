@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi_offline import FastAPIOffline
 
 from deployerp import __version__
 from deployerp.api import (
@@ -18,6 +17,7 @@ from deployerp.api import (
     instances,
     me,
     operations,
+    playground,
     providers,
     root,
     servers,
@@ -89,11 +89,11 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_context(settings) as app.state.context:
             yield
 
-    app: FastAPI = FastAPIOffline(
+    app = FastAPI(
         title="deployERP",
         version=__version__,
         summary="The control plane for fleets of Odoo.",
-        docs_url="/playground",
+        docs_url=None,
         redoc_url=None,
         lifespan=lifespan,
         # It would lead to whatever the request calls the host.
@@ -103,6 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Gate)
     app.add_middleware(RequestIds)
     errors.install(app)
+    playground.install(app)
     for router in ROUTERS:
         # Not included, which would have every request look through routers within routers.
         app.router.routes.extend(router.routes)

@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache, cached_property
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import parse_qsl
@@ -12,8 +12,6 @@ from uuid import UUID
 
 import orjson
 from pydantic import (
-    AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,6 +26,7 @@ from sqlmodel import SQLModel
 from deployerp.api.answers import fields_of
 from deployerp.api.errors import invalid_field, invalid_fields
 from deployerp.api.schemas import View
+from deployerp.domain.names import Instant
 from deployerp.domain.reads import Query, Row
 
 Order = Literal["asc", "desc"]
@@ -63,14 +62,6 @@ class Asked:
     same: tuple[tuple[str, str], ...]
 
 
-def _in_utc(time: datetime) -> datetime:
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise ValueError("must lie in the years 1 to 9999 of UTC") from None
-
-
-Time = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Text = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _PARAMETERS: dict[str, tuple[Any, str]] = {
     "page": (Annotated[int, Field(ge=1, le=1_000_000)], "The page, from 1."),
@@ -83,14 +74,14 @@ _PARAMETERS: dict[str, tuple[Any, str]] = {
             " or go meanwhile neither repeat nor hide others; without a total."
         ),
     ),
-    "created_after": (Time, "Only what was created later (RFC 3339)."),
-    "created_before": (Time, "Only what was created earlier (RFC 3339)."),
+    "created_after": (Instant, "Only what was created later (RFC 3339)."),
+    "created_before": (Instant, "Only what was created earlier (RFC 3339)."),
 }
 _DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20, "order": "desc"}
 # How the value in a cursor is read, by the type of the field that the list is sorted by; no database takes
 # every text.
 _SORTED: dict[Any, TypeAdapter[Any]] = {
-    datetime: TypeAdapter(Time),
+    datetime: TypeAdapter(Instant),
     str: TypeAdapter(Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]),
 }
 

@@ -1,9 +1,10 @@
 """The rules that user-given names keep to: what could reach a label, a path or a URL is held here."""
 
 import re
+from datetime import UTC, datetime
 from typing import Annotated
 
-from pydantic import AfterValidator, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
 
 # Controls, line separators, and what turns the direction of writing: they make a name look like another.
 _UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
@@ -52,3 +53,23 @@ def check_env_value(value: str) -> str:
 
 EnvName = Annotated[str, AfterValidator(check_env_name)]
 EnvValue = Annotated[str, StringConstraints(max_length=32768), AfterValidator(check_env_value)]
+
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
+
+
+def check_instant(value: object) -> object:
+    """Holds a time to RFC 3339; by itself the library takes numbers and days for times, too."""
+    if isinstance(value, datetime) or (isinstance(value, str) and _INSTANT.fullmatch(value)):
+        return value
+    raise ValueError("must be a time with its offset (RFC 3339), such as 2026-11-21T12:00:00Z")
+
+
+def in_utc(time: datetime) -> datetime:
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie in the years 1 to 9999 of UTC") from None
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(check_instant), AfterValidator(in_utc)]
+"""A time with its offset (RFC 3339), in UTC."""

@@ -1,10 +1,11 @@
 """Names that must not pass, at the rule itself: what tells lines apart is where such rules are fooled."""
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
 from deployerp.domain.api_keys import key_id_of, new_api_key
 from deployerp.domain.base import new_id
-from deployerp.domain.names import check_env_name, check_env_value
+from deployerp.domain.names import Instant, check_env_name, check_env_value
 
 
 @pytest.mark.parametrize("name", ["A", "_", "LANG", "a1", "A" * 128, "PG", "MY_PATH", "HOSTNAME", "LD"])
@@ -37,3 +38,25 @@ def test_a_token_is_known_by_its_whole_shape() -> None:
     others = (token + "\n", " " + token, token + "x", token[:-1], token.upper(), token.replace("_", "-"), "")
     for changed in others:
         assert key_id_of(changed) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        ("2026-11-21T12:00:00Z", True),
+        ("2026-11-21t12:00:00.123456+02:00", True),
+        ("2026-11-21T12:00:00", False),
+        ("2026-11-21", False),
+        ("2026-11-21T25:00:00Z", False),
+        ("0.5", False),
+        (0, False),
+        (None, False),
+    ],
+)
+def test_a_time_is_told_as_the_standard_has_it(given: object, fits: bool) -> None:
+    adapter = TypeAdapter(Instant)
+    if fits:
+        assert adapter.validate_python(given).tzinfo is not None
+    else:
+        with pytest.raises(ValidationError):
+            adapter.validate_python(given)

@@ -71,6 +71,9 @@ def _make_meaningful(case: Case, phase: TestPhase) -> None:
         case.headers["Idempotency-Key"] = str(uuid4())
     if phase != TestPhase.COVERAGE:
         case.headers.pop("If-Match", None)
+    if str(case.path_parameters.get("id", "")) == "None":
+        # A link goes by a field that is null here.
+        case.path_parameters["id"] = str(uuid4())
     if phase in (TestPhase.COVERAGE, TestPhase.FUZZING):
         _make_found(case)
     elif case.method == "GET":
