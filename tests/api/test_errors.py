@@ -4,7 +4,7 @@ import re
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import quote
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -49,7 +49,7 @@ def error_of(answer: httpx.Response, code: str) -> dict:
     "path",
     [
         *("/nothing", "/v1", "/v1/", "/v2/servers", "/v1/nothing", "/V1/servers", "/v1/servers/"),
-        *("//v1/servers", "/v1//servers", f"/v1/servers/{uuid4()}/nothing", "/v1/servers%2F", "/%00"),
+        *("//v1/servers", "/v1//servers", f"/v1/servers/{UUID(int=7)}/nothing", "/v1/servers%2F", "/%00"),
         *("/playground/nothing", "/healthz/", "/openapi.yaml", "/docs", "/redoc"),
     ],
 )
