@@ -157,7 +157,7 @@ def _headers_of(route: Route, method: str, status: str, *, replayed: bool) -> Do
         "Retry-After": status == "429",
         "WWW-Authenticate": status == "401",
         "Location": status == "202",
-        "Link": status == "200" and route.name.startswith("list_") and route.path != "/v1/events",
+        "Link": status == "200" and route.name.startswith("list_"),
         "ETag": _is_single(route, method) and status in ("200", "304"),
         "Idempotent-Replayed": replayed and status.startswith("2"),
     }

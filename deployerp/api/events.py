@@ -1,20 +1,17 @@
 """The log of facts, in order."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy import Integer, bindparam, select
+from fastapi import APIRouter
+from pydantic import Field
 
-from deployerp.api.answers import answer, fields_of
-from deployerp.api.deps import CallerDep, ContextDep
-from deployerp.api.errors import documented
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Envelope, View, enum_of
+from deployerp.api.resources import serve
+from deployerp.api.routes import Route
+from deployerp.api.schemas import View, enum_of
 from deployerp.domain.events import Event
 from deployerp.domain.lifecycles import ResourceType, event_types
-from deployerp.domain.reads import Query as Statement
 
 router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 
@@ -29,29 +26,18 @@ class EventRead(View):
     created_at: datetime
 
 
-@router.get("", responses=documented(), response_model=Envelope[list[EventRead]])
-@needs("read:events")
-async def list_events(
-    request: Request,
-    shared: ContextDep,
-    caller: CallerDep,
-    after: Annotated[
-        int, Query(ge=0, le=2**31 - 1, description="The sequence of the last event that is known.")
-    ] = 0,
-    limit: Annotated[int, Query(ge=1, le=100)] = 100,
-) -> Response:
-    """Events of the organization after one that is known, oldest first."""
-    values = {"organization_id": caller.organization_id, "after": after, "limit": limit}
-    return answer(request, await shared.reader.rows(caller.organization_id, _LATER, values))
-
-
-_COLUMNS: Any = Event.__table__.columns  # type: ignore[attr-defined]
-_LATER = Statement(
-    select(*(_COLUMNS[name].label(alias) for name, alias in fields_of(EventRead)))
-    .where(
-        _COLUMNS.organization_id == bindparam("organization_id", type_=_COLUMNS.organization_id.type),
-        _COLUMNS.sequence > bindparam("after", type_=Integer),
-    )
-    .order_by(_COLUMNS.sequence)
-    .limit(bindparam("limit", type_=Integer))
+serve(
+    router,
+    Event,
+    EventRead,
+    filters={
+        "after": Annotated[
+            int, Field(ge=0, le=2**31 - 1, description="Only later ones: the sequence of the last known.")
+        ],
+        "type": Literal[event_types()],
+        "resource_type": ResourceType,
+        "resource_id": UUID,
+    },
+    sorts=("sequence", "created_at"),
+    order="asc",
 )

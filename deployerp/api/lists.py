@@ -2,7 +2,8 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, cached_property
@@ -77,11 +78,18 @@ _PARAMETERS: dict[str, tuple[Any, str]] = {
     "created_after": (Instant, "Only what was created later (RFC 3339)."),
     "created_before": (Instant, "Only what was created earlier (RFC 3339)."),
 }
-_DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20, "order": "desc"}
+_DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20}
+# What is compared otherwise than for being the same: with which column, and how.
+_COMPARED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
+    "created_after": ("created_at", operator.gt),
+    "created_before": ("created_at", operator.lt),
+    "after": ("sequence", operator.gt),
+}
 # How the value in a cursor is read, by the type of the field that the list is sorted by; no database takes
 # every text.
 _SORTED: dict[Any, TypeAdapter[Any]] = {
     datetime: TypeAdapter(Instant),
+    int: TypeAdapter(Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]),
     str: TypeAdapter(Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]),
 }
 
@@ -98,6 +106,7 @@ class Listing:
     filters: Mapping[str, Any]
     search: Sequence[str]
     sorts: Sequence[str]
+    order: Order
 
     def asked(self, query_string: bytes) -> Asked:
         """Raises `ValidationFailed` for parameters that are unknown, given twice, or break their rule."""
@@ -121,7 +130,7 @@ class Listing:
             page=known.pop("page", 1),
             per_page=known.pop("per_page", _DEFAULTS["per_page"]),
             sort=known.pop("sort", position.sort if position else self.sorts[0]),
-            order=known.pop("order", position.order if position else _DEFAULTS["order"]),
+            order=known.pop("order", position.order if position else self.order),
             position=position,
             filters=tuple(sorted((name, value) for name, value in known.items() if name != "cursor")),
             same=tuple((name, value) for name, value in pairs if name not in ("page", "cursor")),
@@ -191,16 +200,13 @@ class Listing:
         return conditions + [self._condition(name) for name in filters]
 
     def _condition(self, name: str) -> Any:
-        created_at = self._columns["created_at"]
-        if name == "created_after":
-            return created_at > bindparam(name, type_=created_at.type)
-        if name == "created_before":
-            return created_at < bindparam(name, type_=created_at.type)
         if name == "q":
             # Lowered by the database on both sides: databases and Python differ in what lower case is.
             pattern = func.lower(bindparam(name, type_=String))
             return or_(*(func.lower(self._columns[each]).like(pattern, escape="\\") for each in self.search))
-        return self._columns[name] == bindparam(name, type_=self._columns[name].type)
+        column_name, compare = _COMPARED.get(name, (name, operator.eq))
+        column = self._columns[column_name]
+        return compare(column, bindparam(name, type_=column.type))
 
     @cached_property
     def one(self) -> Query:
@@ -224,16 +230,9 @@ class Listing:
     @property
     def described(self) -> list[dict[str, Any]]:
         """The parameters as OpenAPI tells them."""
-        defaults = _DEFAULTS | {"sort": self.sorts[0]}
+        defaults = _DEFAULTS | {"sort": self.sorts[0], "order": self.order}
         return [
-            {
-                "name": name,
-                "in": "query",
-                "required": False,
-                "description": description,
-                "schema": TypeAdapter(kind).json_schema()
-                | ({"default": defaults[name]} if name in defaults else {}),
-            }
+            {"name": name, "in": "query", "required": False} | _schema(kind, description, defaults.get(name))
             for name, (kind, description) in self.parameters.items()
         ]
 
@@ -245,6 +244,16 @@ class Listing:
     @cached_property
     def _columns(self) -> Any:
         return self.model.__table__.columns  # type: ignore[attr-defined]
+
+
+def _schema(kind: Any, description: str, default: Any) -> dict[str, Any]:
+    """What a parameter is; a type that describes itself knows better than we do."""
+    schema = TypeAdapter(kind).json_schema()
+    description = schema.pop("description", description)
+    return {
+        "description": description,
+        "schema": schema if default is None else schema | {"default": default},
+    }
 
 
 def _twice(pairs: list[tuple[str, str]]) -> str:

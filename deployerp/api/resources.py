@@ -12,7 +12,7 @@ from deployerp.api import deps
 from deployerp.api.answers import answer, single
 from deployerp.api.changes import missing, snake
 from deployerp.api.errors import documented
-from deployerp.api.lists import TOTAL, Asked, Listing
+from deployerp.api.lists import TOTAL, Asked, Listing, Order
 from deployerp.api.routes import needs
 from deployerp.api.schemas import Envelope, ListEnvelope, View
 from deployerp.domain.errors import NotFound
@@ -27,13 +27,14 @@ def serve(
     filters: Mapping[str, Any] | None = None,
     search: Sequence[str] = (),
     sorts: Sequence[str] = ("created_at",),
+    order: Order = "desc",
     single_view: bool = True,
 ) -> Listing:
     """Adds the list of a resource to its router, and the single one where nothing but its row tells of it.
 
     The first of `sorts` is the order that a list has by itself.
     """
-    listing = Listing(model, view, filters or {}, search, sorts)
+    listing = Listing(model, view, filters or {}, search, sorts, order)
     plural = router.prefix.rpartition("/")[2]
     permission = needs(f"read:{plural}")
     plural_name, name = plural.replace("-", "_"), model.__name__

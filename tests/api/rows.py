@@ -114,9 +114,9 @@ KINDS: dict[type, Kind] = {
     Event: Kind(
         lambda n, _: {
             "sequence": n + 1,
-            "type": "instance.deployed",
-            "resource_type": "instance",
-            "resource_id": _some(n),
+            "type": _of(n, "instance.deployed", "server.created"),
+            "resource_type": _of(n, "instance", "server"),
+            "resource_id": _some(n // 2),
             "data": {},
         }
     ),
@@ -168,6 +168,7 @@ KINDS: dict[type, Kind] = {
 RESOURCES: dict[str, type] = {
     "/v1/api-keys": ApiKey,
     "/v1/audit-log": AuditEntry,
+    "/v1/events": Event,
     "/v1/instances": Instance,
     "/v1/operations": Operation,
     "/v1/providers": Provider,

@@ -38,9 +38,9 @@ async def test_the_log_is_read_from_any_point(client: Client, fleet: Fleet) -> N
         return [each["sequence"] for each in await client.data("GET", f"/v1/events?{query}")]
 
     assert await sequences("after=2") == [3, 4]
-    assert await sequences("after=1&limit=2") == [2, 3]
+    assert await sequences("after=1&per_page=2") == [2, 3]
     assert await sequences(f"after={2**31 - 1}") == []
-    for query, field in (("after=-1", "after"), (f"after={2**31}", "after"), ("limit=101", "limit")):
+    for query, field in (("after=-1", "after"), (f"after={2**31}", "after"), ("per_page=101", "per_page")):
         error = await client.error("GET", f"/v1/events?{query}", code="validation_error")
         assert [each["field"] for each in error["details"]["fields"]] == [field]
 

@@ -88,7 +88,7 @@ async def test_progress_is_streamed_and_webhooks_arrive(plane: Plane, house: Hou
     assert {each for each in await house.contents() - before if "prepared" not in each} == set()
 
     await plane.await_webhooks(begun["id"], ["instance.deployed", "instance.deleted"])
-    log = await plane.client.data("GET", "/v1/events?limit=100")
+    log = await plane.client.data("GET", "/v1/events?per_page=100")
     assert [each["sequence"] for each in log] == list(range(1, len(log) + 1))
 
 
