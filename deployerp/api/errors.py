@@ -128,10 +128,15 @@ def _allowed(request: Request) -> str:
 async def _unexpected(request: Request, error: Exception) -> Response:
     state = request.scope["state"]
     # Outside of the middleware that gives the other lines their request id.
-    log.error("unexpected", exc_info=error, path=request.scope["path"], request_id=state["request_id"])
-    unknown = _away(error) or DeployError(
-        f"Something went wrong on our side. The log has it under request id {state['request_id']}."
-    )
+    told = log.bind(path=request.scope["path"], request_id=state["request_id"])
+    unknown: DeployError | None = _away(error)
+    if unknown is None:
+        told.error("unexpected", exc_info=error)
+        unknown = DeployError(
+            f"Something went wrong on our side. The log has it under request id {state['request_id']}."
+        )
+    else:
+        told.error("the database does not answer", reason=repr(error))
     answer = answer_of(request, unknown)
     # This answer is made outside of the middleware that would add them.
     answer.raw_headers.extend(state["headers"])
