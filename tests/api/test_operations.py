@@ -3,16 +3,15 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import httpx
-import uvicorn
 from temporalio.service import RPCError
 
-from deployerp.api.app import create_app
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet
+from tests.serving import listening
 
 
 async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> None:
@@ -171,17 +170,3 @@ async def told(answer: httpx.Response) -> AsyncIterator[dict]:
     async for line in answer.aiter_lines():
         if line.startswith("data: "):
             yield json.loads(line.removeprefix("data: "))
-
-
-@asynccontextmanager
-async def listening(settings: Settings) -> AsyncIterator[str]:
-    """The API on a port: a client inside this process would get a stream only when it has ended."""
-    config = uvicorn.Config(create_app(settings), port=0, log_config=None, ws="none")
-    server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-        assert not serving.done()
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    await serving
