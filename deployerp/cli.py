@@ -111,7 +111,7 @@ def bootstrap(
     organization: Annotated[str, typer.Option(help="Slug of the organization that is made.")],
     email: Annotated[str, typer.Option(help="E-mail address of its owner.")],
     name: Annotated[str | None, typer.Option(help="Its name; by default the slug.")] = None,
-    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "starter",
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "enterprise",
     as_json: Annotated[bool, typer.Option("--json", help="Tell what was made as one JSON object.")] = False,
     home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
 ) -> None:

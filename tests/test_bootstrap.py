@@ -81,7 +81,7 @@ async def test_it_is_told_in_words_too(http: httpx.AsyncClient) -> None:
     result = await bootstrap(*ACME)
     assert result.exit_code == 0
     told = dict(line.split("  ", 1) for line in result.stdout.splitlines() if "  " in line)
-    assert told["Organization"] == "acme (acme), starter"
+    assert told["Organization"] == "acme (acme), enterprise"
     assert await signed_in(http, "ada@example.com", told["Password"].strip()) == 200
     key = Client(http, None, told["First key"].strip())  # type: ignore[arg-type]
     assert await key.data("GET", "/v1/servers") == []
