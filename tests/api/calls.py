@@ -164,6 +164,11 @@ async def _delivery(fleet: Fleet) -> Ask:
     return Ask((await fleet.client.data("GET", "/v1/webhook-deliveries"))[0]["id"])
 
 
+async def _event(fleet: Fleet) -> Ask:
+    await fleet.server(_new_name())
+    return Ask((await fleet.client.data("GET", "/v1/events"))[0]["id"])
+
+
 async def _entry(fleet: Fleet) -> Ask:
     await fleet.provider(_new_name())
     return Ask((await fleet.client.data("GET", "/v1/audit-log"))[0]["id"])
@@ -203,6 +208,7 @@ PREPARATIONS: dict[str, Preparation] = {
     "cancel_operation": _operation(None),
     "retry_operation": _operation("failed"),
     "list_events": _nothing,
+    "get_event": _event,
     "list_webhook_endpoints": _nothing,
     "create_webhook_endpoint": _sends(**_ENDPOINT),
     "get_webhook_endpoint": _made("/v1/webhook-endpoints", **_ENDPOINT),

@@ -11,10 +11,9 @@ import pytest
 from pydantic.alias_generators import to_camel
 from sqlalchemy import Uuid, bindparam
 
-from deployerp.api import events, gate
+from deployerp.api import gate
 from deployerp.api.lists import Listing
 from deployerp.domain.database import SessionFactory
-from deployerp.domain.reads import Query
 from deployerp.domain.settings import Settings
 from tests.api.calls import GUARDED, PREPARATIONS, Ask, Call
 from tests.api.contents import everything
@@ -171,11 +170,6 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_query", "count"):
         monkeypatch.setattr(Listing, name, getattr(Listing, name).__wrapped__)
     monkeypatch.setattr(Listing, "one", property(Listing.one.func))
-    organization, *others = events._LATER.statement._where_criteria
-    assert "organization_id" in str(organization)
-    unfiltered = events._LATER.statement._clone()
-    unfiltered._where_criteria = (anything, *others)
-    monkeypatch.setattr(events, "_LATER", Query(unfiltered))
     monkeypatch.setattr(gate, "_admitted", as_everybody)
 
 
