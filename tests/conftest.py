@@ -206,13 +206,19 @@ class Client:
 
 
 @asynccontextmanager
-async def open_api(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """The API in this process."""
+async def open_api(settings: Settings, *, settled: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """The API in this process; an answer comes when what is done beside it is done, unless not `settled`."""
     # An application builds its routes with its first request, which takes longer than most tests.
     app = _IDLE_APPS.pop() if _IDLE_APPS else create_app(Settings.model_construct())
     async with open_context(settings) as app.state.context:
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://api") as http:
+
+        async def settle(answer: httpx.Response) -> None:
+            if settled and answer.status_code == 202:
+                await app.state.context.background.drain()
+
+        hooks = {"response": [settle]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://api", event_hooks=hooks) as http:
             yield http
     _IDLE_APPS.append(app)
 

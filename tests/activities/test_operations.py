@@ -56,7 +56,7 @@ async def sweeper(sessions: SessionFactory, records: Records, settings: Settings
 async def offline(settings: Settings, records: Records) -> AsyncIterator[Fleet]:
     """A fleet whose API and worker do not reach Temporal."""
     without = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
-    async with open_api(without) as http:
+    async with open_api(without, settled=False) as http:
         client = await new_client(http, without)
         yield Fleet(client, Records(records._sessions, await Temporal.open(without)))
 

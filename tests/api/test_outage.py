@@ -33,7 +33,7 @@ def without(settings: Settings, request: pytest.FixtureRequest) -> Iterator[Sett
 
 @pytest.fixture
 async def http(without: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    async with open_api(without) as opened:
+    async with open_api(without, settled=False) as opened:
         yield opened
 
 
