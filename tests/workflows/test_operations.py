@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 from temporalio import workflow
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
-from temporalio.testing import WorkflowEnvironment
 
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.servers import ServerActivities
@@ -18,6 +17,7 @@ from deployerp.domain.messages import OperationEnd, OperationOrder
 from deployerp.domain.steps import STEPS
 from deployerp.worker import WORKFLOWS
 from deployerp.workflows.operations import OperationRun, run_operation
+from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
     REAL,
     StandIns,
@@ -69,7 +69,7 @@ async def client(temporal_address: str) -> Client:
 async def skipping() -> AsyncIterator[Client]:
     """A server that waits for no timer, for what is tried again."""
     path = time_skipping_server()
-    async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=path) as environment:
+    async with await skipping_environment(path) as environment:
         yield environment.client
 
 

@@ -37,6 +37,7 @@ from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secr
 from deployerp.drivers.http import WebhookSender
 from deployerp.drivers.temporal import Temporal
 from deployerp.workflows.webhook_deliveries import DELAYS, TRIES, WORKFLOWS, DeliverWebhook
+from tests.skipping import skipping_environment
 
 QUEUE = "webhooks"
 VAULT = Vault([SecretStr(new_encryption_key())])
@@ -56,7 +57,7 @@ def _binary(name: str) -> str:
 @pytest.fixture(scope="module")
 async def skipping() -> AsyncIterator[WorkflowEnvironment]:
     binary = _binary("temporal-test-server")
-    async with await WorkflowEnvironment.start_time_skipping(test_server_existing_path=binary) as environment:
+    async with await skipping_environment(binary) as environment:
         yield environment
 
 
