@@ -1,7 +1,7 @@
 """The steps of operations on servers; each looks at the world first, so each can be repeated."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from temporalio import activity
@@ -60,6 +60,7 @@ class ServerActivities:
         server = await self._records.server(order.resource_id)
         provider = await self._records.provider(server.provider_id)
         async with self._cloud(server) as cloud:
+            await _clear(cloud, server)
             node = await _find(cloud, server)
             if node is None and activity.info().attempt > 1 and not honours_client_token(provider.kind):
                 # The answer to the last try may be what was lost, not its node.
@@ -101,6 +102,11 @@ class ServerActivities:
         server = await self._records.server(order.resource_id)
         async with self._cloud(server) as cloud:
             while (node := await _existing(cloud, server)).state != "running" or not node.address:
+                if node.state == "failed":
+                    raise ProviderRefused(
+                        f"The provider has given up the machine of server {server.name}: retry the operation,"
+                        " which makes another one."
+                    )
                 tell(f"The machine is {node.state}")
                 await asyncio.sleep(_POLL_SECONDS)
         await self._records.note(
@@ -160,9 +166,7 @@ class ServerActivities:
         """Destroys every node that carries the server's tag and waits until none is left."""
         server = await self._records.server(order.resource_id)
         async with self._cloud(server) as cloud:
-            while nodes := await cloud.find_nodes(_tags(server)):
-                for node in nodes:
-                    await cloud.destroy_node(node.id)
+            while await _destroy(cloud, await cloud.find_nodes(_tags(server))):
                 await asyncio.sleep(_POLL_SECONDS)
         await self._records.note(server, node_id=None, address=None)
 
@@ -195,6 +199,19 @@ class ServerActivities:
 
 def _tags(server: Server) -> dict[str, str]:
     return {SERVER_TAG: str(server.id)}
+
+
+async def _clear(cloud: Cloud, server: Server) -> None:
+    """Destroys what an attempt that broke off has left, so that nobody waits for it to run."""
+    while await _destroy(cloud, [n for n in await cloud.find_nodes(_tags(server)) if n.state == "failed"]):
+        await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _destroy(cloud: Cloud, nodes: Sequence[Node]) -> bool:
+    """Asks for the end of nodes; says whether there were any."""
+    for node in nodes:
+        await cloud.destroy_node(node.id)
+    return bool(nodes)
 
 
 async def _find(cloud: Cloud, server: Server) -> Node | None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-NodeState = Literal["pending", "running", "stopped", "terminated", "unknown"]
+# `failed`: its creation broke off, and it will never run.
+NodeState = Literal["pending", "running", "stopped", "terminated", "failed", "unknown"]
 
 
 @dataclass(frozen=True)

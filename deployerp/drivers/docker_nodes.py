@@ -67,7 +67,8 @@ _CONFINEMENTS: tuple[dict[str, Any], ...] = (
 )
 
 _STATES = {
-    "created": NodeState.PENDING,
+    # Between its making and its first start there is a moment; what stays so was broken off.
+    "created": NodeState.ERROR,
     "restarting": NodeState.REBOOTING,
     "running": NodeState.RUNNING,
     "paused": NodeState.PAUSED,

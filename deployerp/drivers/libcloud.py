@@ -47,6 +47,7 @@ _STATES: Mapping[State, NodeState] = {
     State.RUNNING: "running",
     State.STOPPED: "stopped",
     State.TERMINATED: "terminated",
+    State.ERROR: "failed",
 }
 
 T = TypeVar("T")

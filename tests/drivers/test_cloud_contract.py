@@ -446,6 +446,9 @@ async def test_a_creation_that_broke_off_before_the_start_is_finished(machine: M
     await machine.cloud.destroy_node(machine.node.id)
     labels = ["--label", "deployerp.node=machine"]
     docker("create", "--name", machine.node.id, *labels, image)  # not even confined as it must be
+    left = await machine.cloud.get_node(machine.node.id)
+    assert left is not None
+    assert left.state == "failed"
     node = await machine.cloud.create_node(machine.spec)
     assert node.id == machine.node.id
     await run(dataclasses.replace(machine.target, port=node.ssh_port), "true")
