@@ -1,18 +1,17 @@
-"""The sender of webhooks against real receivers on loopback, and against URLs that must not be called."""
+"""The sender of webhooks against real receivers on loopback; what it refuses is in test_hostile_urls.py."""
 
 import asyncio
 import gzip
-import ipaddress
+import os
+import socket
 import ssl
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Network
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
@@ -22,85 +21,25 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deployerp.domain.errors import AddressRefused
-from deployerp.drivers.http import (
-    EndpointUnreachable,
-    WebhookSender,
-    check_url,
-    is_public,
-    retry_after_of,
+from deployerp.domain.errors import EndpointUnreachable
+from deployerp.drivers.http import WebhookSender, retry_after_of
+from tests.drivers.receivers import (
+    LOOPBACK,
+    answering,
+    raw_receiver,
+    receiver,
+    recorded_connects,
+    resolving,
+    saying,
 )
 
-LOOPBACK = IPv4Network("127.0.0.1/32")
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-# Every connect of this process passes here, whichever library makes it.
-_connects: list[object] = []
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    if event == "socket.connect":
-        _connects.append(arguments[1])
-
-
-sys.addaudithook(_audit)
 
 
 @pytest.fixture
-def connects() -> list[object]:
-    _connects.clear()
-    return _connects
-
-
-@asynccontextmanager
-async def receiver(handler: Handler, host: str = "127.0.0.1", **site: Any) -> AsyncIterator[int]:
-    """A real HTTP server at `host`; gives its port."""
-    application = web.Application()
-    application.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    port = site.pop("port", 0)
-    await web.TCPSite(runner, host, port, **site).start()
-    yield runner.addresses[0][1]
-    await runner.cleanup()
-
-
-@asynccontextmanager
-async def raw_receiver(answer: bytes) -> AsyncIterator[int]:
-    """A server that says `answer`, whatever it is asked, and then says nothing."""
-    open_writers: list[asyncio.StreamWriter] = []
-
-    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_writers.append(writer)
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(answer)
-        await writer.drain()
-
-    server = await asyncio.start_server(converse, "127.0.0.1", 0)
-    yield server.sockets[0].getsockname()[1]
-    for writer in open_writers:
-        writer.close()
-    server.close()
-    await server.wait_closed()
-
-
-def answering(status: int = 200) -> Handler:
-    async def handle(_: web.Request) -> web.Response:
-        return web.Response(status=status)
-
-    return handle
-
-
-def resolving(*answers: Sequence[str]) -> tuple[Callable[[str, int], Awaitable[Sequence[str]]], list[str]]:
-    """A name server that gives one answer after the other, and what it was asked."""
-    asked: list[str] = []
-
-    async def resolve(host: str, port: int) -> Sequence[str]:
-        asked.append(host)
-        return answers[min(len(asked), len(answers)) - 1]
-
-    return resolve, asked
+def connects() -> Iterator[list[object]]:
+    with recorded_connects() as record:
+        yield record
 
 
 # What is sent and what comes back.
@@ -118,7 +57,6 @@ async def test_sends_the_body_and_headers_as_given_and_returns_the_answer(connec
             f"http://127.0.0.1:{port}/hook?a=1", b'{"type":"x"}', {"webhook-id": "evt_1"}
         )
     assert (answer.status, answer.excerpt, answer.retry_after) == (202, "queued", None)
-    assert answer.duration_ms < 2000
     [(method, path, body, headers)] = seen
     assert (method, path, body) == ("POST", "/hook?a=1", b'{"type":"x"}')
     assert headers["webhook-id"] == "evt_1"
@@ -164,7 +102,7 @@ async def test_the_excerpt_is_bounded_and_can_be_stored_as_text() -> None:
 async def test_a_compressed_answer_is_not_opened() -> None:
     bomb = gzip.compress(b"0" * 50_000_000)
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
-    async with raw_receiver(head + bomb) as port:
+    async with raw_receiver(saying(head + bomb)) as port:
         answer = await WebhookSender([LOOPBACK]).send(f"http://127.0.0.1:{port}/", b"", {})
     assert answer.status == 200
     assert len(answer.excerpt) <= 4096
@@ -172,11 +110,9 @@ async def test_a_compressed_answer_is_not_opened() -> None:
 
 
 async def test_a_receiver_that_stalls_is_given_up_after_the_timeout() -> None:
-    async with raw_receiver(b"") as port:
-        started = time.perf_counter()
+    async with raw_receiver(saying(b"")) as port:
         with pytest.raises(EndpointUnreachable, match=r"No answer within 0\.3 s"):
             await WebhookSender([LOOPBACK], timeout=0.3).send(f"http://127.0.0.1:{port}/", b"", {})
-    assert 0.25 < time.perf_counter() - started < 1.5
 
 
 async def test_a_name_server_that_stalls_counts_towards_the_timeout() -> None:
@@ -184,21 +120,19 @@ async def test_a_name_server_that_stalls_counts_towards_the_timeout() -> None:
         await asyncio.sleep(60)
         return []
 
-    started = time.perf_counter()
     with pytest.raises(EndpointUnreachable, match=r"No answer within 0\.2 s"):
         await WebhookSender(timeout=0.2, resolve=resolve).send("http://hooks.test/", b"", {})
-    assert time.perf_counter() - started < 1.5
 
 
 async def test_a_body_that_stalls_does_not_undo_the_status(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deployerp.drivers.http._EXCERPT_SECONDS", 0.2)
-    async with raw_receiver(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart") as port:
+    async with raw_receiver(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\npart")) as port:
         answer = await WebhookSender([LOOPBACK], timeout=5).send(f"http://127.0.0.1:{port}/", b"", {})
     assert (answer.status, answer.excerpt) == (200, "part")
 
 
 async def test_what_is_not_http_and_what_does_not_listen_are_unreachable() -> None:
-    async with raw_receiver(b"220 mail.example ESMTP\r\n") as port:
+    async with raw_receiver(saying(b"220 mail.example ESMTP\r\n")) as port:
         with pytest.raises(EndpointUnreachable, match="without an HTTP answer"):
             await WebhookSender([LOOPBACK]).send(f"http://127.0.0.1:{port}/", b"", {})
     with pytest.raises(EndpointUnreachable, match="No connection"):
@@ -206,7 +140,7 @@ async def test_what_is_not_http_and_what_does_not_listen_are_unreachable() -> No
 
 
 async def test_errors_do_not_repeat_the_url() -> None:
-    async with raw_receiver(b"nonsense\r\n\r\n") as port:
+    async with raw_receiver(saying(b"nonsense\r\n\r\n")) as port:
         with pytest.raises(EndpointUnreachable) as caught:
             await WebhookSender([LOOPBACK]).send(f"http://127.0.0.1:{port}/T0KEN?key=T0KEN", b"", {})
     assert "T0KEN" not in str(caught.value) + str(caught.value.details)
@@ -277,192 +211,20 @@ async def test_tls_asks_for_the_name_and_checks_it(tmp_path: Path, connects: lis
             await sender.send(f"https://hooks.test:{port}/", b"", {})
 
 
-# Where a URL must not lead.
-
-HOSTILE_FORMS = [
-    "http://user:password@93.184.216.34/",
-    "http://user@93.184.216.34/",
-    "http://:password@93.184.216.34/",
-    "http://93.184.216.34@127.0.0.1/",
-    "http://93.184.216.34\\@127.0.0.1/",
-    "http://93.184.216.34 @127.0.0.1/",
-    "http://93.184.216.34#@127.0.0.1/",
-    "http://2130706433/",
-    "http://0x7f000001/",
-    "http://0x7f.0.0.1/",
-    "http://0177.0.0.1/",
-    "http://017700000001/",
-    "http://127.1/",
-    "http://127.0.1/",
-    "http://0/",
-    "http://127.0.0.1./",
-    "http://127.0.0.01/",
-    "http://127.0.0.256/",
-    "http://[::1%25lo]/",
-    "http://[::1%lo]/",
-    "http://[v1.x]/",
-    "http://[::1/",
-    "http://127。0。0。1/",
-    "http://①②⑦.0.0.1/",
-    "http://ⓛⓞⓒⓐⓛⓗⓞⓢⓣ/",
-    "http://localhost%00.example.com/",
-    "http://%6c%6f%63%61%6c%68%6f%73%74/",
-    "http://127.0.0.1%2f.example.com/",
-    "http:///etc/passwd",
-    "http:127.0.0.1/",
-    "http://a..example.com/",
-    "http://example.com:0/",
-    "http://example.com:65536/",
-    "http://example.com:-1/",
-    "http://example.com:80:90/",
-    "http://example.com/\r\nHost: inner",
-    "http://example.com/\tx",
-    "https://bücher.example/",
-    "file:///etc/passwd",
-    "gopher://127.0.0.1:6379/_FLUSHALL",
-    "ftp://example.com/",
-    "unix:///var/run/docker.sock",
-    "//example.com/",
-    "example.com",
-    "",
-    "http://" + "a" * 64 + ".example/",
-    "http://example.com/" + "a" * 2048,
-]
-
-HOSTILE_LITERALS = [
-    "http://127.0.0.1/",
-    "http://127.255.255.254:8080/",
-    "http://0.0.0.0/",
-    "http://0.1.2.3/",
-    "http://10.0.0.1/",
-    "http://100.64.0.1/",
-    "http://100.100.100.200/",
-    "http://168.63.129.16/",
-    "http://169.254.169.254/latest/meta-data/",
-    "http://172.16.0.1/",
-    "http://172.31.255.255/",
-    "http://192.0.0.192/",
-    "http://192.0.2.1/",
-    "http://192.88.99.1/",
-    "http://192.168.1.1/",
-    "http://198.18.0.1/",
-    "http://198.51.100.1/",
-    "http://203.0.113.1/",
-    "http://224.0.0.1/",
-    "http://239.255.255.250/",
-    "http://240.0.0.1/",
-    "http://255.255.255.255/",
-    "http://[::]/",
-    "http://[::1]/",
-    "http://[0:0:0:0:0:0:0:1]/",
-    "http://[::ffff:127.0.0.1]/",
-    "http://[::ffff:7f00:1]/",
-    "http://[::ffff:a9fe:a9fe]/",
-    "http://[::ffff:0:127.0.0.1]/",
-    "http://[::127.0.0.1]/",
-    "http://[64:ff9b::127.0.0.1]/",
-    "http://[64:ff9b::a9fe:a9fe]/",
-    "http://[64:ff9b:1::a00:1]/",
-    "http://[2002:7f00:1::]/",
-    "http://[2002:a00:1::1]/",
-    "http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/",
-    "http://[2001:db8::1]/",
-    "http://[2001:20::1]/",
-    "http://[3fff::1]/",
-    "http://[100::1]/",
-    "http://[fc00::1]/",
-    "http://[fd00:ec2::254]/",
-    "http://[fd20:ce::254]/",
-    "http://[fe80::1]/",
-    "http://[fec0::1]/",
-    "http://[ff02::1]/",
-    "http://localhost/",
-    "http://LOCALHOST/",
-]
-
-
-@pytest.mark.parametrize("url", HOSTILE_FORMS)
-async def test_hostile_forms_are_refused_without_a_question_or_a_connection(
-    url: str, connects: list[object]
-) -> None:
-    with pytest.raises(ValueError, match=r"^must "):
-        check_url(url)
-    resolve, asked = resolving(["93.184.216.34"])
-    with pytest.raises(AddressRefused, match=r"URL must "):
-        await WebhookSender([LOOPBACK], timeout=2, resolve=resolve).send(url, b"", {})
-    assert (asked, connects) == ([], [])
-
-
-@pytest.mark.parametrize("url", HOSTILE_LITERALS)
-async def test_hostile_addresses_are_refused_without_a_connection(url: str, connects: list[object]) -> None:
-    with pytest.raises(AddressRefused, match="DEPLOYERP_WEBHOOK_ALLOWED_NETWORKS"):
-        await WebhookSender(timeout=2).send(url, b"", {})
-    assert connects == []
-
-
-@pytest.mark.parametrize(
-    "addresses",
-    [
-        ["127.0.0.1"],
-        ["::1"],
-        ["fe80::1%1"],
-        ["::ffff:10.0.0.1"],
-        ["64:ff9b::10.0.0.1"],
-        ["93.184.216.34", "10.0.0.1"],
-        ["10.0.0.1", "93.184.216.34"],
-        ["2606:4700::1", "::1"],
-    ],
-)
-async def test_a_name_with_any_hostile_address_is_refused(
-    addresses: list[str], connects: list[object]
-) -> None:
-    resolve, _ = resolving(addresses)
-    with pytest.raises(AddressRefused) as caught:
-        await WebhookSender(resolve=resolve).send("https://hooks.test/", b"", {})
-    assert connects == []
-    assert not any(address in caught.value.message for address in addresses)
-
-
-async def test_a_name_that_is_rebound_is_called_where_it_was_checked(connects: list[object]) -> None:
-    reached: list[str] = []
-
-    def handler(name: str) -> Handler:
-        async def handle(_: web.Request) -> web.Response:
-            reached.append(name)
-            return web.Response()
-
-        return handle
-
-    resolve, asked = resolving(["127.0.0.2"], ["127.0.0.1"])
-    sender = WebhookSender([IPv4Network("127.0.0.2/32")], resolve=resolve)
+async def test_a_name_is_verified_also_beside_a_kept_connection_of_another(tmp_path: Path) -> None:
+    server = _certificate(tmp_path, "hooks.test")
+    resolve, _ = resolving(["127.0.0.1"])
+    trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
     async with (
-        receiver(handler("outer"), "127.0.0.2") as port,
-        receiver(handler("inner"), "127.0.0.1", port=port),
+        receiver(answering(), ssl_context=server) as port,
+        WebhookSender([LOOPBACK], resolve=resolve, tls=trusting) as sender,
     ):
-        assert (await sender.send(f"http://rebound.test:{port}/", b"", {})).status == 200
-        assert (asked, reached, connects) == (["rebound.test"], ["outer"], [("127.0.0.2", port)])
-        # The next attempt asks again, learns the new address and refuses it.
-        with pytest.raises(AddressRefused):
-            await sender.send(f"http://rebound.test:{port}/", b"", {})
-    assert (asked, reached, len(connects)) == (["rebound.test"] * 2, ["outer"], 1)
+        assert (await sender.send(f"https://hooks.test:{port}/", b"", {})).status == 200
+        with pytest.raises(EndpointUnreachable, match="certificate does not hold"):
+            await sender.send(f"https://other.test:{port}/", b"", {})
 
 
-async def test_every_checked_address_is_tried(connects: list[object]) -> None:
-    resolve, _ = resolving(["127.0.0.3", "127.0.0.1"])
-    async with receiver(answering()) as port:
-        sender = WebhookSender([IPv4Network("127.0.0.0/8")], resolve=resolve)
-        assert (await sender.send(f"http://hooks.test:{port}/", b"", {})).status == 200
-    assert connects == [("127.0.0.3", port), ("127.0.0.1", port)]
-
-
-async def test_only_the_allowed_network_is_allowed(connects: list[object]) -> None:
-    sender = WebhookSender([LOOPBACK, IPv6Network("fd00::/8")])
-    for host in ("127.0.0.2", "10.0.0.1", "[::1]", "[64:ff9b::127.0.0.1]"):
-        with pytest.raises(AddressRefused):
-            await sender.send(f"http://{host}/", b"", {})
-    assert connects == []
-    async with receiver(answering()) as port:
-        assert (await sender.send(f"http://[::ffff:127.0.0.1]:{port}/", b"", {})).status == 200
+# Names and addresses.
 
 
 @pytest.mark.parametrize("failure", [OSError("no such name"), UnicodeError("label too long"), None])
@@ -476,57 +238,158 @@ async def test_a_name_without_an_address_is_unreachable(failure: Exception | Non
         await WebhookSender(resolve=resolve).send("http://hooks.test/", b"", {})
 
 
-# The rules, as such.
+async def test_every_checked_address_is_tried(connects: list[object]) -> None:
+    resolve, _ = resolving(["127.0.0.3", "127.0.0.1"])
+    async with receiver(answering()) as port:
+        sender = WebhookSender([IPv4Network("127.0.0.0/8")], resolve=resolve)
+        assert (await sender.send(f"http://hooks.test:{port}/", b"", {})).status == 200
+    assert connects == [("127.0.0.3", port), ("127.0.0.1", port)]
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "https://example.com/webhooks",
-        "http://example.com",
-        "https://EXAMPLE.com:8443/a/b?c=d%20e",
-        "https://xn--bcher-kva.example/",
-        "https://example.com./",
-        "https://my_host.example/",
-        "https://93.184.216.34/",
-        "https://[2606:4700::1111]:8443/",
-        "https://1.2.3.4.example/",
-    ],
-)
-def test_ordinary_urls_keep_to_the_rule(url: str) -> None:
-    assert check_url(url) == url
+async def test_an_address_that_does_not_answer_leaves_time_for_the_next(connects: list[object]) -> None:
+    resolve, _ = resolving(["127.0.0.3", "127.0.0.1"])
+    async with receiver(answering()) as port:
+        with _deaf("127.0.0.3", port):
+            connects.clear()
+            sender = WebhookSender([IPv4Network("127.0.0.0/8")], timeout=2, resolve=resolve)
+            assert (await sender.send(f"http://hooks.test:{port}/", b"", {})).status == 200
+    assert connects == [("127.0.0.3", port), ("127.0.0.1", port)]
 
 
-@given(st.text() | st.from_regex(r"https?://[!-~]{0,40}", fullmatch=True))
-@example("http://[")
-@example("http://[::ffff:1.2.3.4.5]/")
-@example("http://xn--/")
-def test_the_rule_raises_nothing_but_its_error(url: str) -> None:
-    complaint: Exception | None = None
+@contextmanager
+def _deaf(host: str, port: int) -> Iterator[None]:
+    """An address that takes no connection and does not say so: its queue is full."""
+    with socket.create_server((host, port), backlog=0), socket.create_connection((host, port)):
+        yield
+
+
+async def test_name_servers_that_stall_do_not_hold_the_threads_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+    answered = threading.Event()
+
+    def stalled(host: object, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        answered.wait()
+        return []
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalled)
+    threads = min(32, (os.cpu_count() or 1) + 4)  # as many as asyncio's own pool has
+    sends = [asyncio.create_task(WebhookSender().send("http://hooks.test/", b"", {})) for _ in range(threads)]
     try:
-        assert check_url(url) == url
-    except ValueError as error:
-        complaint = error
-    assert complaint is None or (type(complaint) is ValueError and str(complaint).startswith("must "))
+        while len(asked) < threads:
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.to_thread(threading.get_ident), 10)
+    finally:
+        answered.set()
+    for send in sends:
+        with pytest.raises(EndpointUnreachable, match="has no address"):
+            await send
 
 
-@given(st.ip_addresses(v=4) | st.ip_addresses(v=6) | st.ip_addresses(v=6, network="2000::/3"))
-def test_what_is_public_is_global_to_the_standard_library_too(address: IPv4Address | IPv6Address) -> None:
-    if is_public(address):
-        assert address.is_global
-        assert not address.is_multicast
-    assert is_public(address) or not _is_surely_public(address)
+# Connections that are kept.
 
 
-def _is_surely_public(address: IPv4Address | IPv6Address) -> bool:
-    return address in ipaddress.ip_network("2600::/12" if address.version == 6 else "8.0.0.0/8")
+async def test_connections_are_kept_while_the_sender_is_held(connects: list[object]) -> None:
+    async with receiver(answering(200, text="noted")) as port:
+        async with WebhookSender([LOOPBACK]) as sender:
+            for _ in range(3):
+                assert (await sender.send(f"http://127.0.0.1:{port}/", b"{}", {})).excerpt == "noted"
+            assert len(connects) == 1
+        # With its holder went the connection.
+        await sender.send(f"http://127.0.0.1:{port}/", b"{}", {})
+    assert len(connects) == 2
 
 
-@given(st.ip_addresses(v=4))
-def test_an_embedded_address_is_as_public_as_the_one_it_holds(address: IPv4Address) -> None:
-    for prefix in ("::ffff:0:0", "64:ff9b::"):
-        embedded = IPv6Address(int(IPv6Address(prefix)) + int(address))
-        assert is_public(embedded) == is_public(address)
+async def test_connections_are_kept_while_another_attempt_runs(connects: list[object]) -> None:
+    release = asyncio.Event()
+
+    async def handle(request: web.Request) -> web.Response:
+        if request.path == "/slow":
+            await release.wait()
+        return web.Response()
+
+    sender = WebhookSender([LOOPBACK])
+    async with receiver(handle) as port:
+        slow = asyncio.create_task(sender.send(f"http://127.0.0.1:{port}/slow", b"", {}))
+        for _ in range(3):
+            await sender.send(f"http://127.0.0.1:{port}/", b"", {})
+        release.set()
+        assert (await slow).status == 200
+        assert len(connects) == 2
+        await sender.send(f"http://127.0.0.1:{port}/", b"", {})
+    assert len(connects) == 3
+
+
+async def test_names_do_not_share_connections(connects: list[object]) -> None:
+    hosts: list[str] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        hosts.append(request.host)
+        return web.Response()
+
+    resolve, _ = resolving(["127.0.0.1"])
+    async with receiver(handle) as port, WebhookSender([LOOPBACK], resolve=resolve) as sender:
+        for name in ("one.test", "two.test", "one.test"):
+            await sender.send(f"http://{name}:{port}/", b"", {})
+    assert hosts == [f"one.test:{port}", f"two.test:{port}", f"one.test:{port}"]
+    assert len(connects) == 2
+
+
+async def test_the_users_headers_do_not_change_whom_it_is_for() -> None:
+    hosts: list[list[str]] = []
+
+    async def handle(request: web.Request) -> web.Response:
+        hosts.append(request.headers.getall("Host"))
+        return web.Response()
+
+    async with receiver(handle) as port:
+        await WebhookSender([LOOPBACK]).send(f"http://127.0.0.1:{port}/", b"", {"host": "inner"})
+    assert hosts == [[f"127.0.0.1:{port}"]]
+
+
+async def test_a_kept_connection_that_the_receiver_closes_is_made_anew() -> None:
+    seen: list[str] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append("connection")
+        await reader.readuntil(b"\r\n\r\n")
+        seen.append("request")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        seen.append("request")
+        writer.close()
+
+    async with raw_receiver(converse) as port, WebhookSender([LOOPBACK]) as sender:
+        for _ in range(2):
+            assert (await sender.send(f"http://127.0.0.1:{port}/", b"{}", {})).status == 200
+    assert seen == ["connection", "request", "request", "connection", "request"]
+
+
+async def test_a_new_connection_that_the_receiver_closes_is_a_failure() -> None:
+    seen: list[str] = []
+
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        seen.append("request")
+        writer.close()
+
+    async with raw_receiver(converse) as port:
+        with pytest.raises(EndpointUnreachable, match="broke off"):
+            await WebhookSender([LOOPBACK]).send(f"http://127.0.0.1:{port}/", b"{}", {})
+    assert seen == ["request"]
+
+
+async def test_an_answer_that_is_not_read_to_its_end_ends_its_connection(connects: list[object]) -> None:
+    part = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 10_000
+    async with raw_receiver(saying(part)) as port, WebhookSender([LOOPBACK]) as sender:
+        for _ in range(2):
+            assert len((await sender.send(f"http://127.0.0.1:{port}/", b"{}", {})).excerpt) == 4096
+    assert len(connects) == 2
+
+
+# What a receiver asks for.
 
 
 @pytest.mark.parametrize(
