@@ -1,4 +1,4 @@
-"""The Temporal worker: the only place that builds drivers, activities and Workers."""
+"""The Temporal workers: the only place that builds drivers, activities and Workers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -21,21 +21,24 @@ from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.drivers.http import WebhookSender
 from deployerp.drivers.libcloud import LibcloudClouds
-from deployerp.drivers.temporal import Temporal
+from deployerp.drivers.temporal import Temporal, webhook_task_queue
 from deployerp.workflows import instances, servers, webhook_deliveries
 from deployerp.workflows.operations import Sweep
 
 log = structlog.get_logger()
 
-WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, *webhook_deliveries.WORKFLOWS, Sweep)
+_OPERATION_WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, Sweep)
+WORKFLOWS = (*_OPERATION_WORKFLOWS, *webhook_deliveries.WORKFLOWS)
 # A step waits most of its time; an SSH connection each is what bounds them.
 _STEPS_AT_ONCE = 100
+# Turns of as many webhook endpoints: what is slow is their receivers.
+_TURNS_AT_ONCE = 200
 _RECONNECT_SECONDS = 1.0
 _GRACE = timedelta(seconds=10)
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, interceptors: Sequence[Interceptor] = ()) -> AsyncIterator[Worker]:
+async def open_worker(settings: Settings, interceptors: Sequence[Interceptor] = ()) -> AsyncIterator[None]:
     """A running worker that has prepared its namespace and swept; `interceptors` come innermost.
 
     Waits for Temporal as long as it is not there.
@@ -43,43 +46,69 @@ async def open_worker(settings: Settings, interceptors: Sequence[Interceptor] = 
     database = open_database(settings.database_url)
     temporal = await _reach(settings)
     await temporal.ensure_search_attributes()
-    records = Records(session_factory(database), temporal)
-    worker = Worker(
+    sessions = session_factory(database)
+    records = Records(sessions, temporal)
+    all_interceptors = [ActivityInterceptor(records), *interceptors]
+    operations = _worker(
+        temporal,
+        settings.temporal_task_queue,
+        _OPERATION_WORKFLOWS,
+        _operation_activities(settings, sessions, records, temporal),
+        all_interceptors,
+        at_once=_STEPS_AT_ONCE,
+    )
+    webhooks = _worker(
+        temporal,
+        webhook_task_queue(settings.temporal_task_queue),
+        webhook_deliveries.WORKFLOWS,
+        [WebhookActivities(sessions, Vault(settings.encryption_keys), _sender(settings), temporal, settings)],
+        all_interceptors,
+        at_once=_TURNS_AT_ONCE,
+    )
+    try:
+        async with operations, webhooks:
+            # Its first run is at once.
+            await temporal.ensure_sweep_schedule(timedelta(seconds=settings.sweep_seconds))
+            yield
+    finally:
+        await database.dispose()
+
+
+def _worker(
+    temporal: Temporal,
+    task_queue: str,
+    workflows: Sequence[type],
+    groups: Sequence[object],
+    interceptors: Sequence[Interceptor],
+    *,
+    at_once: int,
+) -> Worker:
+    return Worker(
         temporal.client,
-        task_queue=settings.temporal_task_queue,
-        workflows=WORKFLOWS,
-        activities=_activities(settings, session_factory(database), records, temporal),
-        interceptors=[ActivityInterceptor(records), *interceptors],
-        max_concurrent_activities=_STEPS_AT_ONCE,
+        task_queue=task_queue,
+        workflows=workflows,
+        activities=[activity for group in groups for activity in activities_of(group)],
+        interceptors=interceptors,
+        max_concurrent_activities=at_once,
         # A cancellation reaches a step with the answer to a heartbeat, so answers must come often.
         max_heartbeat_throttle_interval=timedelta(seconds=2),
         default_heartbeat_throttle_interval=timedelta(seconds=2),
         graceful_shutdown_timeout=_GRACE,
     )
-    try:
-        async with worker:
-            # Its first run is at once.
-            await temporal.ensure_sweep_schedule(timedelta(seconds=settings.sweep_seconds))
-            yield worker
-    finally:
-        await database.dispose()
 
 
-def _activities(
+def _operation_activities(
     settings: Settings, sessions: SessionFactory, records: Records, temporal: Temporal
-) -> list[Callable[..., Any]]:
+) -> list[object]:
     vault = Vault(settings.encryption_keys)
     hosts = Hosts(vault)
-    groups = (
+    clouds = LibcloudClouds({"docker": {"image": settings.node_image}})
+    return [
         records,
-        OperationActivities(sessions, records, temporal),
-        ServerActivities(
-            records, LibcloudClouds({"docker": {"image": settings.node_image}}), hosts, vault, settings
-        ),
+        OperationActivities(sessions, records, temporal, settings),
+        ServerActivities(records, clouds, hosts, vault, settings),
         InstanceActivities(records, hosts, vault, settings),
-        WebhookActivities(sessions, vault, _sender(settings)),
-    )
-    return [activity for group in groups for activity in activities_of(group)]
+    ]
 
 
 def activities_of(group: object) -> list[Callable[..., Any]]:

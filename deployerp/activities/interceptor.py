@@ -100,7 +100,7 @@ class _Inbound(ActivityInboundInterceptor):
             raise
         except Exception as error:
             log.exception("unexpected", activity=info.activity_type, workflow_id=info.workflow_id)
-            raise ApplicationError(_unexpected(error), type=DeployError.code) from None
+            raise ApplicationError(unexpected(error), type=DeployError.code) from None
         finally:
             heartbeat.cancel()
 
@@ -123,10 +123,10 @@ class _Inbound(ActivityInboundInterceptor):
 def _in_words(error: BaseException) -> str:
     if isinstance(error, DeployError | ApplicationError):
         return error.message
-    return _unexpected(error) if isinstance(error, Exception) else "Interrupted."
+    return unexpected(error) if isinstance(error, Exception) else "Interrupted."
 
 
-def _unexpected(error: Exception) -> str:
+def unexpected(error: Exception) -> str:
     return f"Failed unexpectedly with {type(error).__name__}: the worker's log tells where."
 
 

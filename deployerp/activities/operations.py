@@ -1,12 +1,12 @@
-"""The sweep: the operation and delivery rows are the outbox, and this empties it."""
+"""The sweep: the rows of operations and deliveries are the outbox, and this empties it."""
 
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
 from uuid import UUID
 
 import structlog
-from sqlalchemy import select, update
+from sqlalchemy import exists, select
 from sqlmodel import col
 from temporalio import activity
 
@@ -17,46 +17,52 @@ from deployerp.domain.database import SessionFactory
 from deployerp.domain.lifecycles import OPEN_OPERATION_STATES
 from deployerp.domain.messages import OperationEnd, OperationOrder, SweepReport
 from deployerp.domain.operations import Operation
+from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal
 
 log = structlog.get_logger()
 # Younger ones are still in the hands of whoever wrote them.
 _GRACE = timedelta(seconds=2)
+# A delivery that is overdue by more may have been forgotten.
+_OVERDUE = timedelta(seconds=5)
 # How many rows of a table one sweep looks at; the next goes on where it stopped.
 AT_ONCE = 500
-_OPEN_STATES: dict[type[Operation] | type[WebhookDelivery], tuple[str, ...]] = {
-    Operation: OPEN_OPERATION_STATES,
-    WebhookDelivery: ("pending",),
-}
-Row = TypeVar("Row", Operation, WebhookDelivery)
 
 
 class OperationActivities:
     """Puts right what a crash between two systems has left."""
 
     def __init__(
-        self, sessions: SessionFactory, records: Records, temporal: Temporal, at_once: int = AT_ONCE
+        self,
+        sessions: SessionFactory,
+        records: Records,
+        temporal: Temporal,
+        settings: Settings,
+        at_once: int = AT_ONCE,
     ) -> None:
         self._sessions = sessions
         self._records = records
         self._temporal = temporal
+        self._keep_events = timedelta(days=settings.event_retention_days)
         self._at_once = at_once
-        self._last_seen: dict[type[Operation] | type[WebhookDelivery], UUID] = {}
+        self._last_operation: UUID | None = None
+        self._last_endpoint: UUID | None = None
 
     @activity.defn
     async def sweep(self) -> SweepReport:
-        """Compares open operations and deliveries with Temporal and makes them agree; forgets what is old."""
+        """Compares open operations with Temporal and makes them agree; wakes overdue endpoints; forgets."""
         done: Counter[str] = Counter()
-        for operation in await self._next_open(Operation):
+        for operation in await self._next_operations():
             done[await self._sweep_operation(operation)] += 1
-        for delivery in await self._next_open(WebhookDelivery):
-            done[await self._sweep_delivery(delivery)] += 1
         del done[""]
-        await forget_expired(self._sessions)
-        if done:
-            log.info("swept", **done)
-        return SweepReport(**done)
+        woken = await self._wake_overdue()
+        await forget_expired(self._sessions, self._keep_events)
+        report = SweepReport(**done, woken_endpoints=woken)
+        if report != SweepReport():
+            log.info("swept", **done, woken_endpoints=woken)
+        return report
 
     async def _sweep_operation(self, operation: Operation) -> str:
         order = operation.order
@@ -75,47 +81,51 @@ class OperationActivities:
         await self._close(order)
         return "closed_operations"
 
-    async def _sweep_delivery(self, delivery: WebhookDelivery) -> str:
-        order = delivery.order
-        state = await self._temporal.run_state(order.workflow_id)
-        if state == "absent" and delivery.attempts == 0:
-            await self._temporal.start_delivery(order)
-            return "started_deliveries"
-        if state == "running" or not await self._is_still_open(delivery):
-            return ""
-        # Nobody tries again: to call it pending would be to promise that somebody does.
-        async with self._sessions() as session, session.begin():
-            await session.execute(
-                update(WebhookDelivery)
-                .where(col(WebhookDelivery.id) == delivery.id, col(WebhookDelivery.state) == "pending")
-                .values(state="failed", finished_at=utc_now())
-            )
-        return "closed_deliveries"
+    async def _wake_overdue(self) -> int:
+        """Whatever their rows say: what was to wake them may be lost, and their workflows with it."""
+        endpoints = await self._next_overdue()
+        await self._temporal.wake_endpoints([endpoint.order for endpoint in endpoints])
+        return len(endpoints)
 
-    async def _next_open(self, model: type[Row]) -> list[Row]:
-        """The open rows after those of the last sweep, round and round, so that each gets its turn."""
+    async def _next_operations(self) -> Sequence[Operation]:
+        """The open ones after those of the last sweep, round and round, so that each gets its turn."""
         query = (
-            select(model)
-            .where(col(model.state).in_(_OPEN_STATES[model]), col(model.updated_at) < utc_now() - _GRACE)
-            .order_by(col(model.id))
+            select(Operation)
+            .where(
+                col(Operation.state).in_(OPEN_OPERATION_STATES),
+                col(Operation.updated_at) < utc_now() - _GRACE,
+            )
+            .order_by(col(Operation.id))
             .limit(self._at_once)
         )
-        if model in self._last_seen:
-            query = query.where(col(model.id) > self._last_seen[model])
+        if self._last_operation:
+            query = query.where(col(Operation.id) > self._last_operation)
         async with self._sessions() as session:
-            found = list(await session.scalars(query))
-        if len(found) == self._at_once:
-            self._last_seen[model] = found[-1].id
-        else:
-            self._last_seen.pop(model, None)
+            found = (await session.scalars(query)).all()
+        self._last_operation = found[-1].id if len(found) == self._at_once else None
         return found
 
-    async def _is_still_open(self, row: Operation | WebhookDelivery) -> bool:
-        """Read after Temporal was asked: a workflow that ended in between has closed its own row."""
-        model = type(row)
+    async def _next_overdue(self) -> Sequence[WebhookEndpoint]:
+        overdue = exists().where(
+            col(WebhookDelivery.endpoint_id) == col(WebhookEndpoint.id),
+            col(WebhookDelivery.state) == "pending",
+            col(WebhookDelivery.next_attempt_at) < utc_now() - _OVERDUE,
+        )
+        query = select(WebhookEndpoint).where(overdue).order_by(col(WebhookEndpoint.id)).limit(self._at_once)
+        if self._last_endpoint:
+            query = query.where(col(WebhookEndpoint.id) > self._last_endpoint)
         async with self._sessions() as session:
-            state = await session.scalar(select(col(model.state)).where(col(model.id) == row.id))
-        return state in _OPEN_STATES[model]
+            found = (await session.scalars(query)).all()
+        self._last_endpoint = found[-1].id if len(found) == self._at_once else None
+        return found
+
+    async def _is_still_open(self, operation: Operation) -> bool:
+        """Read after Temporal was asked: a workflow that ended in between has closed its own row."""
+        async with self._sessions() as session:
+            state = await session.scalar(
+                select(col(Operation.state)).where(col(Operation.id) == operation.id)
+            )
+        return state in OPEN_OPERATION_STATES
 
     async def _close(self, order: OperationOrder) -> None:
         await self._records.end_operation(

@@ -8,17 +8,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
 
-from deployerp.activities.events import write_event
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import NotFound
+from deployerp.domain.event_log import write_event
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import DELETED, FAILED, ResourceType, action_of, failure_event
-from deployerp.domain.messages import OperationEnd, OperationOrder
+from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations import Operation, OperationStep
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
-from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 
 Resource = Server | Instance
@@ -62,8 +61,8 @@ class Records:
             operation.state = end.outcome
             operation.error_code, operation.error_message = end.code, end.message
             operation.finished_at = utc_now()
-            deliveries = await _settle(session, end)
-        await self._temporal.offer_deliveries([delivery.order for delivery in deliveries])
+            asleep = await _settle(session, end)
+        await self._temporal.wake_endpoints(asleep)
 
     async def server(self, server_id: str | UUID) -> Server:
         async with self._sessions() as session:
@@ -118,7 +117,7 @@ class Records:
                 step.detail = detail or step.detail
 
 
-async def _settle(session: AsyncSession, end: OperationEnd) -> list[WebhookDelivery]:
+async def _settle(session: AsyncSession, end: OperationEnd) -> list[EndpointOrder]:
     order = end.order
     action = action_of(order.resource_type, order.action)
     resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
@@ -128,23 +127,21 @@ async def _settle(session: AsyncSession, end: OperationEnd) -> list[WebhookDeliv
     if end.outcome != "succeeded":
         resource.status = FAILED
         resource.status_message = end.message
-        return await write_event(
-            session, failure_event(order.resource_type, order.action), order.resource_type, resource
-        )
+        return await write_event(session, failure_event(order.resource_type, order.action), resource)
     resource.status = action.end
     resource.status_message = None
     if isinstance(resource, Instance) and action.name == "deploy":
         resource.deployed_at = utc_now()
     if action.end != DELETED:
-        return await write_event(session, action.event, order.resource_type, resource)
+        return await write_event(session, action.event, resource)
     return await _settle_deleted(session, order, resource)
 
 
 async def _settle_deleted(
     session: AsyncSession, order: OperationOrder, resource: Server | Instance
-) -> list[WebhookDelivery]:
+) -> list[EndpointOrder]:
     """The resource is gone, and with a server all the instances that lived on it."""
-    deliveries = []
+    asleep = []
     if isinstance(resource, Server):
         lost = await session.scalars(
             select(Instance).where(col(Instance.server_id) == resource.id, col(Instance.status) != DELETED)
@@ -152,12 +149,10 @@ async def _settle_deleted(
         for instance in lost:
             instance.status, instance.deleted_at = DELETED, utc_now()
             instance.status_message = "Deleted with its server."
-            deliveries += await write_event(session, "instance.deleted", "instance", instance)
+            asleep += await write_event(session, "instance.deleted", instance)
     resource.status, resource.deleted_at = DELETED, utc_now()
-    deliveries += await write_event(
-        session, action_of(order.resource_type, order.action).event, order.resource_type, resource
-    )
-    return deliveries
+    asleep += await write_event(session, action_of(order.resource_type, order.action).event, resource)
+    return asleep
 
 
 async def _locked_operation(session: AsyncSession, order: OperationOrder) -> Operation:

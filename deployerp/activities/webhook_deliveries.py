@@ -1,111 +1,198 @@
-"""One try of delivering an event to an endpoint.
+"""A turn of an endpoint: some seconds in which what is due is sent to it.
 
-`records.py` is the only writer of operations and resources; the rows of a delivery, its attempts and the
-switch of an endpoint whose receiver is gone are written here.
-
-The message id is `evt_<event id>`, the event's own: it is the same for every try, resend and replay, and at
-every endpoint, so that a receiver that sees an event twice, in whatever way, recognises it.
+The rows of deliveries, attempts and the switch of an endpoint whose receiver is gone are written by
+`webhook_tries`; `records.py` is the only writer of operations and resources.
 """
 
-import json
+import asyncio
 import time
+from collections import deque
 from dataclasses import dataclass
-from datetime import datetime
-from http import HTTPStatus
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
-from standardwebhooks import Webhook
 from temporalio import activity
 
-from deployerp.domain.base import utc_now
+from deployerp.activities.webhook_breaker import Breaker
+from deployerp.activities.webhook_messages import Try, try_once
+from deployerp.activities.webhook_tries import fail_pending, record
 from deployerp.domain.database import SessionFactory
-from deployerp.domain.errors import DeployError, NotFound, PayloadTooLarge
+from deployerp.domain.errors import NotFound
 from deployerp.domain.events import Event
-from deployerp.domain.messages import AttemptOrder, AttemptResult
+from deployerp.domain.messages import TurnOrder, TurnResult
 from deployerp.domain.secrets import Vault
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.settings import Settings
+from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
-from deployerp.drivers.http import Answer, WebhookSender
+from deployerp.domain.webhook_queue import fall_asleep
+from deployerp.drivers.http import WebhookSender
+from deployerp.drivers.temporal import Temporal
 
-# Standard Webhooks asks for payloads under 20 kB.
-_LARGEST_BODY = 20_000
+# A turn ends after so many seconds, unless answers are slow: others would have to wait until they have come.
+_TURN_SECONDS, _SLOW_SECONDS = 3.0, 1.0
+# So many in all.
+_LONGEST_TURN_SECONDS = 60.0
+# How many deliveries are read at once.
+_BATCH = 100
+# Seconds between looks when nothing is due, until it falls asleep: to be woken costs more than to look.
+_PAUSES = (0.05, 0.05, 0.1, 0.2, 0.3, 0.3)
 
 
 @dataclass(frozen=True)
-class _Outcome:
-    """What a try came to: without an `error` it was accepted; a `final` one is not followed by another."""
-
-    error: str | None
-    final: bool = False
-    duration_ms: int = 0
-    answer: Answer | None = None
-
-
 class WebhookActivities:
     """Sends what the event log says to those who asked for it."""
 
-    def __init__(self, sessions: SessionFactory, vault: Vault, sender: WebhookSender) -> None:
-        self._sessions = sessions
-        self._vault = vault
-        self._sender = sender
+    sessions: SessionFactory
+    vault: Vault
+    sender: WebhookSender
+    temporal: Temporal
+    settings: Settings
 
     @activity.defn
-    async def attempt_delivery(self, order: AttemptOrder) -> AttemptResult:
-        """Sends once and records it; a delivery that has come to its end is left alone.
+    async def send_due(self, order: TurnOrder) -> TurnResult:
+        """Sends what is due to an endpoint, and says when there will be more.
 
-        At least once: a try whose record was lost is sent again under the same number. Raises NotFound.
+        At least once: a try whose record was lost is sent again under the same id. Raises NotFound.
         """
-        async with self._sessions() as session, session.begin():
-            delivery = await _locked_delivery(session, order)
-            if delivery.state != "pending":
-                return AttemptResult(done=True)
-            event = await session.get_one(Event, delivery.event_id)
-            endpoint = await session.get_one(WebhookEndpoint, delivery.endpoint_id)
-        # No transaction is open while somebody else's server thinks.
-        outcome = await self._try(event, endpoint)
-        async with self._sessions() as session, session.begin():
-            return await _record(session, order, outcome)
-
-    async def _try(self, event: Event, endpoint: WebhookEndpoint) -> _Outcome:
-        closed = _why_closed(endpoint)
-        if closed is not None:
-            return _Outcome(closed, final=True)
-        started = time.perf_counter()
-        try:
-            body = _body(event)
-            headers = self._headers(event, endpoint, body)
-            return _outcome_of(await self._sender.send(endpoint.url, body, headers))
-        except DeployError as error:
-            # Whatever it was may be put right before the next try: a name, a route, a key, a setting.
-            return _Outcome(error.message, duration_ms=round((time.perf_counter() - started) * 1000))
-
-    def _headers(self, event: Event, endpoint: WebhookEndpoint, body: bytes) -> dict[str, str]:
-        now = utc_now()
-        message_id = f"evt_{event.id.hex}"
-        webhook = Webhook(self._vault.open(endpoint.sealed_secret))
-        return {
-            "content-type": "application/json",
-            "webhook-id": message_id,
-            "webhook-timestamp": str(int(now.timestamp())),
-            "webhook-signature": webhook.sign(message_id, now, body.decode()),
-        }
+        return await _Turn(self, order).take()
 
 
-def _body(event: Event) -> bytes:
-    payload = {"type": event.type, "timestamp": _rfc3339(event.created_at), "data": event.data}
-    body = json.dumps(payload, separators=(",", ":")).encode()
-    if len(body) >= _LARGEST_BODY:
-        raise PayloadTooLarge(
-            f"The event is larger than webhooks may be ({_LARGEST_BODY} bytes): read it from /v1/events."
+class _Clock:
+    """Temporal's time: the pauses between tries are its timers'."""
+
+    def __init__(self) -> None:
+        self._started_at = activity.info().started_time
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        """Since the beginning of the activity."""
+        return time.monotonic() - self._started
+
+    def now(self) -> datetime:
+        return self._started_at + timedelta(seconds=self.seconds())
+
+
+class _Turn:
+    def __init__(self, tools: WebhookActivities, order: TurnOrder) -> None:
+        self._tools = tools
+        self._endpoint_id = UUID(order.endpoint.endpoint_id)
+        self._breaker = Breaker(order.failures)
+        self._clock = _Clock()
+        self._due: deque[tuple[UUID, Event]] = deque()
+        self._under_way: dict[asyncio.Task[Try], tuple[UUID, float]] = {}
+        self._pauses = iter(_PAUSES)
+
+    async def take(self) -> TurnResult:
+        async with self._tools.sender:
+            try:
+                await self._send()
+            finally:
+                await self._drop()
+        async with self._tools.sessions() as session, session.begin():
+            wait = await fall_asleep(session, self._endpoint_id, self._clock.now())
+        if wait is not None and self._breaker.is_open:
+            return TurnResult(self._breaker.failures, self._breaker.pause(), paused=True)
+        return TurnResult(self._breaker.failures, None if wait is None else wait.total_seconds())
+
+    async def _send(self) -> None:
+        """Until the time is up, the breaker opens, or nothing has become due for a while."""
+        while True:
+            if self._free() > 0 and not self._due:
+                await self._look()
+            self._begin()
+            pause = next(self._pauses, None)
+            if self._under_way:
+                await self._end(pause or _PAUSES[-1])
+            elif pause is None or self._is_over():
+                return
+            else:
+                await asyncio.sleep(pause)
+
+    def _is_over(self) -> bool:
+        now = self._clock.seconds()
+        answers_are_slow = any(now - begun > _SLOW_SECONDS for _, begun in self._under_way.values())
+        longest = _LONGEST_TURN_SECONDS if answers_are_slow else _TURN_SECONDS
+        return now > longest or self._breaker.is_open or activity.is_worker_shutdown()
+
+    def _free(self) -> int:
+        """How many more may be under way."""
+        if self._is_over():
+            return 0
+        at_once = 1 if self._breaker.is_probing else self._tools.settings.webhook_concurrency
+        return at_once - len(self._under_way)
+
+    async def _look(self) -> None:
+        """Reads what is due; at an endpoint that takes nothing any more, that is the end of it."""
+        now = self._clock.now()
+        async with self._tools.sessions() as session, session.begin():
+            await self._read_endpoint(session)
+            closed = _why_closed(self._endpoint)
+            if closed is not None:
+                await fail_pending(session, self._endpoint_id, closed, now)
+                return
+            under_way = {delivery_id for delivery_id, _ in self._under_way.values()}
+            found = await _read_due(session, self._endpoint_id, now, _BATCH + len(under_way))
+            self._due.extend(each for each in found if each[0] not in under_way)
+        if self._due:
+            self._pauses = iter(_PAUSES)
+
+    async def _read_endpoint(self, session: AsyncSession) -> None:
+        """Anew each time: it may have been changed, disabled, deleted."""
+        endpoint = await session.get(WebhookEndpoint, self._endpoint_id)
+        if endpoint is None:
+            raise NotFound(f"The webhook endpoint {self._endpoint_id} does not exist any more.")
+        self._endpoint = endpoint
+
+    def _begin(self) -> None:
+        while self._due and self._free() > 0:
+            delivery_id, event = self._due.popleft()
+            attempt = try_once(delivery_id, event, self._endpoint, self._tools.vault, self._tools.sender)
+            self._under_way[asyncio.create_task(attempt)] = delivery_id, self._clock.seconds()
+
+    async def _end(self, seconds: float) -> None:
+        """Waits so long for tries to end, and records those that do together."""
+        ended, _ = await asyncio.wait(self._under_way, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if not ended:
+            return
+        tries = [task.result() for task in ended]
+        for task in ended:
+            del self._under_way[task]
+        self._pauses = iter(_PAUSES)
+        self._breaker.count(tries)
+        # No place is empty while the database writes.
+        self._begin()
+        async with self._tools.sessions() as session, session.begin():
+            await self._read_endpoint(session)
+            told = await record(session, self._endpoint, tries, self._clock.now(), self._tools.settings)
+        if _why_closed(self._endpoint):
+            self._due.clear()
+        await self._tools.temporal.wake_endpoints(told)
+
+    async def _drop(self) -> None:
+        """What an interruption leaves under way is sent again by the next turn."""
+        for task in self._under_way:
+            task.cancel()
+        await asyncio.gather(*self._under_way, return_exceptions=True)
+
+
+async def _read_due(
+    session: AsyncSession, endpoint_id: UUID, now: datetime, at_most: int
+) -> list[tuple[UUID, Event]]:
+    found = await session.execute(
+        select(col(WebhookDelivery.id), Event)
+        .join(Event, col(Event.id) == col(WebhookDelivery.event_id))
+        .where(
+            col(WebhookDelivery.endpoint_id) == endpoint_id,
+            col(WebhookDelivery.state) == "pending",
+            col(WebhookDelivery.next_attempt_at) <= now,
         )
-    return body
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.isoformat().replace("+00:00", "Z")
+        .order_by(col(WebhookDelivery.next_attempt_at), col(WebhookDelivery.id))
+        .limit(at_most)
+    )
+    return [(delivery_id, event) for delivery_id, event in found]
 
 
 def _why_closed(endpoint: WebhookEndpoint) -> str | None:
@@ -115,67 +202,3 @@ def _why_closed(endpoint: WebhookEndpoint) -> str | None:
         return None
     reason = f" ({endpoint.disabled_reason})" if endpoint.disabled_reason else ""
     return f"The endpoint is disabled{reason}: enable it and send the delivery again."
-
-
-def _outcome_of(answer: Answer) -> _Outcome:
-    error, final = _verdict(answer.status)
-    return _Outcome(error, final, answer.duration_ms, answer)
-
-
-def _verdict(status: int) -> tuple[str | None, bool]:
-    """What is wrong with a status, if anything, and whether that is the end of it."""
-    if 200 <= status < 300:
-        return None, True
-    if status == HTTPStatus.GONE:
-        return "The receiver answered 410: it wants no more events, and its endpoint was disabled.", True
-    if 300 <= status < 400:
-        return f"The receiver answered {status}: redirects are not followed, set the final URL.", False
-    return f"The receiver answered {status}: only 2xx counts as received.", False
-
-
-async def _record(session: AsyncSession, order: AttemptOrder, outcome: _Outcome) -> AttemptResult:
-    """Writes the attempt and what it means for delivery and endpoint in the caller's transaction."""
-    delivery = await _locked_delivery(session, order)
-    if delivery.state != "pending":
-        # The same try ran twice, and the other one came to an end first.
-        return AttemptResult(done=True)
-    await _write_attempt(session, delivery.id, order.number, outcome)
-    delivery.attempts = max(delivery.attempts, order.number)
-    if outcome.error is None:
-        delivery.state = "succeeded"
-    elif outcome.final or order.last:
-        delivery.state = "failed"
-    if outcome.answer is not None and outcome.answer.status == HTTPStatus.GONE:
-        await _disable(session, delivery.endpoint_id)
-    if delivery.state != "pending":
-        delivery.finished_at = utc_now()
-        return AttemptResult(done=True)
-    return AttemptResult(done=False, retry_after=outcome.answer.retry_after if outcome.answer else None)
-
-
-async def _write_attempt(session: AsyncSession, delivery_id: UUID, number: int, outcome: _Outcome) -> None:
-    attempt = await session.scalar(
-        select(WebhookAttempt).where(
-            col(WebhookAttempt.delivery_id) == delivery_id, col(WebhookAttempt.number) == number
-        )
-    )
-    if attempt is None:
-        attempt = WebhookAttempt(delivery_id=delivery_id, number=number)
-        session.add(attempt)
-    attempt.error, attempt.duration_ms = outcome.error, outcome.duration_ms
-    attempt.status_code = outcome.answer.status if outcome.answer else None
-    attempt.response_excerpt = outcome.answer.excerpt if outcome.answer else None
-
-
-async def _disable(session: AsyncSession, endpoint_id: UUID) -> None:
-    endpoint = await session.get_one(WebhookEndpoint, endpoint_id)
-    endpoint.enabled = False
-    endpoint.disabled_reason = "The receiver answered 410 Gone."
-
-
-async def _locked_delivery(session: AsyncSession, order: AttemptOrder) -> WebhookDelivery:
-    delivery_id = UUID(order.delivery.delivery_id)
-    delivery = await session.get(WebhookDelivery, delivery_id, with_for_update=True)
-    if delivery is None:
-        raise NotFound(f"Delivery {delivery_id} does not exist any more.")
-    return delivery

@@ -40,34 +40,36 @@ class OperationEnd:
 
 
 @dataclass(frozen=True)
-class DeliveryOrder:
-    """One event to one webhook endpoint."""
+class EndpointOrder:
+    """Everything that waits, or will wait, to be sent to one webhook endpoint."""
 
-    delivery_id: str
-    organization_id: str
     endpoint_id: str
-    event_type: str
+    organization_id: str
 
     @property
     def workflow_id(self) -> str:
-        return f"delivery-{self.delivery_id}"
+        return f"webhooks-{self.endpoint_id}"
 
 
 @dataclass(frozen=True)
-class AttemptOrder:
-    """One try of a delivery; `number` starts at 1, `last` says that no other follows."""
+class TurnOrder:
+    """Some seconds of sending to an endpoint; `failures` are those in a row before it."""
 
-    delivery: DeliveryOrder
-    number: int
-    last: bool
+    endpoint: EndpointOrder
+    failures: int = 0
 
 
 @dataclass(frozen=True)
-class AttemptResult:
-    """What one try came to; `retry_after` is in seconds, as the receiver asked for."""
+class TurnResult:
+    """What a turn has left: failures in a row, and the seconds until there is something to do.
 
-    done: bool
-    retry_after: float | None = None
+    `wait` is 0 when there is more to send now, and None when nothing waits. With `paused` the receiver is to
+    be left alone for that long, whatever becomes due.
+    """
+
+    failures: int
+    wait: float | None
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,5 +79,4 @@ class SweepReport:
     started_operations: int = 0
     cancelled_operations: int = 0
     closed_operations: int = 0
-    started_deliveries: int = 0
-    closed_deliveries: int = 0
+    woken_endpoints: int = 0

@@ -77,6 +77,20 @@ class Settings(BaseSettings):
     webhook_timeout_seconds: float = Field(
         15, gt=0, le=45, description="How long a webhook receiver may take to answer."
     )
+    webhook_retry_seconds: list[float] = Field(
+        [5, 30, 120, 600, 3600, 10_800, 28_800, 72_000, 144_000],
+        max_length=50,
+        description="JSON list of the seconds between one try of a delivery and the next, give or take 10 %.",
+    )
+    webhook_concurrency: int = Field(
+        10, ge=1, le=100, description="How many deliveries are sent to one endpoint at the same time."
+    )
+    webhook_disable_days: float = Field(
+        5, gt=0, description="After how many days without an accepted try an endpoint is disabled."
+    )
+    event_retention_days: float = Field(
+        30, ge=1, description="How long events, and what was delivered of them, are kept."
+    )
     log_level: str = Field("INFO", description="Log level: DEBUG, INFO, WARNING, ERROR.")
 
     def odoo_image_for(self, version: str) -> str:

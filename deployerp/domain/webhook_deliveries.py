@@ -1,14 +1,19 @@
 """One event to one endpoint, and each try of it."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Index, UniqueConstraint
+from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain.base import Record, one_of, time_field, utc_now
 from deployerp.domain.lifecycles import DELIVERY_STATES
-from deployerp.domain.messages import DeliveryOrder
+
+_PENDING: dict[str, Any] = {
+    "sqlite_where": text("state = 'pending'"),
+    "postgresql_where": text("state = 'pending'"),
+}
 
 
 class WebhookDelivery(Record, table=True):
@@ -16,7 +21,8 @@ class WebhookDelivery(Record, table=True):
     __table_args__ = (
         one_of("state", DELIVERY_STATES),
         UniqueConstraint("endpoint_id", "event_id"),
-        Index("ix_webhook_deliveries_state", "state", "created_at"),
+        # The queue of each endpoint.
+        Index("ix_webhook_deliveries_due", "endpoint_id", "next_attempt_at", "id", **_PENDING),
         Index("ix_webhook_deliveries_listing", "organization_id", "created_at", "id"),
     )
 
@@ -25,17 +31,17 @@ class WebhookDelivery(Record, table=True):
     event_id: UUID = Field(foreign_key="events.id", index=True)
     event_type: str
     state: str = "pending"
+    # All tries ever, and how many of them came before it was last sent again: the schedule begins anew.
     attempts: int = 0
+    attempts_before: int = Field(default=0, sa_column_kwargs={"server_default": "0"})
+    # Of a pending one: not before then.
+    next_attempt_at: datetime | None = time_field()
+    # What was wrong with the last try, in words.
+    error: str | None = None
     finished_at: datetime | None = time_field()
 
-    @property
-    def order(self) -> DeliveryOrder:
-        return DeliveryOrder(
-            delivery_id=str(self.id),
-            organization_id=str(self.organization_id),
-            endpoint_id=str(self.endpoint_id),
-            event_type=self.event_type,
-        )
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{"next_attempt_at": utc_now()} | given)
 
 
 class WebhookAttempt(Record, table=True):

@@ -4,29 +4,74 @@ import base64
 import secrets
 from datetime import datetime
 from fnmatch import fnmatchcase
+from typing import Literal
 from uuid import UUID
 
+from sqlalchemy import false
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, json_field, time_field
+from deployerp.domain.base import Record, json_field, one_of, time_field
+from deployerp.domain.errors import InvalidState
+from deployerp.domain.messages import EndpointOrder
+from deployerp.domain.secrets import Vault
+
+WebhookFormat = Literal["raw", "slack", "teams", "discord"]
+WEBHOOK_FORMATS: tuple[WebhookFormat, ...] = ("raw", "slack", "teams", "discord")
 
 
 class WebhookEndpoint(Record, table=True):
     __tablename__ = "webhook_endpoints"
+    __table_args__ = (one_of("format", WEBHOOK_FORMATS),)
 
     organization_id: UUID = Field(foreign_key="organizations.id", index=True)
     url: str
     description: str | None = None
     types: list[str] = json_field()
+    format: str = Field(default="raw", sa_column_kwargs={"server_default": "raw"})
+    # The names of the headers that it wants, in their order; the values may be secrets.
+    header_names: list[str] = json_field(default_factory=list, sa_column_kwargs={"server_default": "[]"})
+    sealed_headers: str | None = None
     sealed_secret: str
+    # After a rotation both secrets sign until then.
+    sealed_old_secret: str | None = None
+    old_secret_until: datetime | None = time_field()
     enabled: bool = True
     disabled_reason: str | None = None
+    # Since when no attempt has been accepted.
+    failing_since: datetime | None = time_field()
+    # Whether its workflow looks for deliveries by itself; see `webhook_queue`.
+    awake: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     deleted_at: datetime | None = time_field()
 
     def wants(self, event_type: str) -> bool:
         return self.enabled and any(fnmatchcase(event_type, pattern) for pattern in self.types)
 
+    def need_open(self) -> None:
+        """Raises `InvalidState` for an endpoint to which nothing is sent any more, or for now."""
+        if self.deleted_at is not None:
+            raise InvalidState("The endpoint was deleted: make another and replay the events to it.")
+        if not self.enabled:
+            reason = f" ({self.disabled_reason})" if self.disabled_reason else ""
+            raise InvalidState(f"The endpoint is disabled{reason}: enable it first.")
+
+    @property
+    def order(self) -> EndpointOrder:
+        return EndpointOrder(endpoint_id=str(self.id), organization_id=str(self.organization_id))
+
 
 def new_webhook_secret() -> str:
     """A secret as Standard Webhooks wants it: `whsec_` and 32 random bytes in base64."""
     return "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def signing_secrets(endpoint: WebhookEndpoint, vault: Vault, now: datetime) -> list[str]:
+    """The secrets that sign what is sent, the newest first: two of them for a time after a rotation."""
+    sealed = [endpoint.sealed_secret]
+    if endpoint.sealed_old_secret and endpoint.old_secret_until and now < endpoint.old_secret_until:
+        sealed.append(endpoint.sealed_old_secret)
+    return [vault.open(each) for each in sealed]
+
+
+def added_headers(endpoint: WebhookEndpoint, vault: Vault) -> dict[str, str]:
+    """The headers that its owner wants to have in every request."""
+    return vault.open_mapping(endpoint.sealed_headers) if endpoint.sealed_headers else {}

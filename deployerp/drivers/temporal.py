@@ -38,7 +38,7 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deployerp.domain.errors import Unavailable
 from deployerp.domain.lifecycles import action_of
-from deployerp.domain.messages import DeliveryOrder, OperationOrder
+from deployerp.domain.messages import EndpointOrder, OperationOrder
 from deployerp.domain.settings import Settings
 
 ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
@@ -86,26 +86,31 @@ class Temporal:
             summary=f"{order.action.capitalize()} {order.resource_type} {order.resource_id}",
         )
 
-    async def start_delivery(self, order: DeliveryOrder) -> None:
-        """Starts the delivery of an event to an endpoint; one that has been started is left alone."""
-        await self._start(
-            "DeliverWebhook",
-            order,
-            order.workflow_id,
-            kind="webhook.deliver",
-            organization=order.organization_id,
-            resource=order.endpoint_id,
-            summary=f"Deliver {order.event_type} to endpoint {order.endpoint_id}",
-        )
-
     async def offer_operation(self, order: OperationOrder) -> None:
         """Starts an operation if Temporal is there; if it is not, the next sweep does."""
         await self._offer(order.workflow_id, self.start_operation(order))
 
-    async def offer_deliveries(self, orders: Sequence[DeliveryOrder]) -> None:
-        """Starts deliveries if Temporal is there; if it is not, the next sweep does."""
+    async def wake_endpoints(self, orders: Sequence[EndpointOrder]) -> None:
+        """Lets endpoints send what is due, if Temporal is there; if it is not, the next sweep does."""
         for order in orders:
-            await self._offer(order.workflow_id, self.start_delivery(order))
+            await self._offer(order.workflow_id, self._wake(order))
+
+    async def _wake(self, order: EndpointOrder) -> None:
+        """Starts the endpoint's workflow, or tells the one that runs to look again."""
+        await self._call(
+            lambda: self.client.start_workflow(
+                "DeliverWebhooks",
+                order,
+                id=order.workflow_id,
+                task_queue=webhook_task_queue(self._task_queue),
+                start_signal="wake",
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                search_attributes=_found_by(order.organization_id, order.endpoint_id, "webhook.deliver"),
+                static_summary=f"Deliver to endpoint {order.endpoint_id}",
+                rpc_timeout=_CALL,
+            )
+        )
 
     async def _offer(self, workflow_id: str, start: Awaitable[None]) -> None:
         try:
@@ -117,13 +122,6 @@ class Temporal:
         self, workflow: str, order: object, workflow_id: str,
         *, kind: str, organization: str, resource: str, summary: str,
     ) -> None:  # fmt: skip
-        attributes = TypedSearchAttributes(
-            [
-                SearchAttributePair(ORGANIZATION, organization),
-                SearchAttributePair(RESOURCE, resource),
-                SearchAttributePair(KIND, kind),
-            ]
-        )
         with contextlib.suppress(WorkflowAlreadyStartedError):
             await self._call(
                 lambda: self.client.start_workflow(
@@ -133,7 +131,7 @@ class Temporal:
                     task_queue=self._task_queue,
                     id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                     id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    search_attributes=attributes,
+                    search_attributes=_found_by(organization, resource, kind),
                     static_summary=summary,
                     rpc_timeout=_CALL,
                 )
@@ -236,3 +234,19 @@ class Temporal:
             handle = self.client.get_schedule_handle(name)
             await handle.update(replace)
             await handle.trigger()
+
+
+def webhook_task_queue(task_queue: str) -> str:
+    """Where deliveries run: receivers that are slow must not keep the steps of operations waiting."""
+    return f"{task_queue}-webhooks"
+
+
+def _found_by(organization: str, resource: str, kind: str) -> TypedSearchAttributes:
+    """What an operator finds a workflow by."""
+    return TypedSearchAttributes(
+        [
+            SearchAttributePair(ORGANIZATION, organization),
+            SearchAttributePair(RESOURCE, resource),
+            SearchAttributePair(KIND, kind),
+        ]
+    )

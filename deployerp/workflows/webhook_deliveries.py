@@ -1,5 +1,6 @@
-"""How an event reaches an endpoint: tries over three days, until one is accepted or none is left."""
+"""How events reach an endpoint: turns of sending, and rests until something is due or somebody wakes it."""
 
+from contextlib import suppress
 from datetime import timedelta
 
 from temporalio import workflow
@@ -8,60 +9,71 @@ from temporalio.common import RetryPolicy
 with workflow.unsafe.imports_passed_through():
     from deployerp.activities.webhook_deliveries import WebhookActivities
 
-from deployerp.domain.messages import AttemptOrder, AttemptResult, DeliveryOrder
+from deployerp.domain.messages import EndpointOrder, TurnOrder, TurnResult
 
-# Between one try and the next: quick while it may be a hiccup, patient while somebody mends it.
-DELAYS = (
-    timedelta(seconds=5),
-    timedelta(seconds=30),
-    timedelta(minutes=2),
-    timedelta(minutes=10),
-    timedelta(hours=1),
-    timedelta(hours=3),
-    timedelta(hours=8),
-    timedelta(hours=20),
-    timedelta(hours=40),
-)
-TRIES = len(DELAYS) + 1
-# A receiver that comes back must not be met by everything it has missed at the same moment.
-_JITTER = 0.1
+# Of one run; the next goes on with a history that is empty.
+TURNS = 100
+# A turn and the slowest answer that it may have to wait for, and room for a busy database.
+_LONGEST_TURN = timedelta(minutes=3)
+# A worker that dies is noticed after so long; beats come twice as often.
+_HEARTBEAT = timedelta(seconds=5)
 
 
 @workflow.defn
-class DeliverWebhook:
+class DeliverWebhooks:
+    """Everything that is ever sent to one endpoint; its queue are the rows of its deliveries."""
+
+    def __init__(self) -> None:
+        self._woken = False
+
+    @workflow.signal
+    def wake(self) -> None:
+        """Something has become due."""
+        self._woken = True
+
     @workflow.run
-    async def run(self, order: DeliveryOrder) -> None:
-        result = await _attempt(order, 1)
-        for number, delay in enumerate(DELAYS, start=2):
-            if result.done:
-                break
-            await _pause(delay, result.retry_after, f"try {number} of {TRIES}")
-            result = await _attempt(order, number)
-        workflow.set_current_details("Done: the delivery says how it ended")
+    async def run(self, order: EndpointOrder, failures: int = 0) -> None:
+        """Ends when nothing waits; `failures` are those in a row so far."""
+        for _ in range(TURNS):
+            self._woken = False
+            result = await _turn(TurnOrder(order, failures))
+            failures = result.failures
+            if result.wait is None and not self._woken:
+                workflow.set_current_details("Nothing waits: the next event starts it again")
+                return
+            await self._rest(result)
+        workflow.continue_as_new(args=[order, failures])
+
+    async def _rest(self, result: TurnResult) -> None:
+        if not result.wait:
+            return
+        until = (workflow.now() + timedelta(seconds=result.wait)).strftime("%Y-%m-%d %H:%M:%S")
+        if result.paused:
+            why = f"{result.failures} tries in a row have failed: left alone until {until} UTC"
+            workflow.set_current_details(why)
+            await workflow.sleep(result.wait, summary=why)
+            return
+        workflow.set_current_details(f"Nothing is due before {until} UTC")
+        with suppress(TimeoutError):
+            await workflow.wait_condition(
+                lambda: self._woken, timeout=result.wait, timeout_summary="Wait for what is due next"
+            )
 
 
-async def _attempt(order: DeliveryOrder, number: int) -> AttemptResult:
-    title = f"Try {number} of {TRIES}: send {order.event_type}"
+async def _turn(order: TurnOrder) -> TurnResult:
+    title = "Send what is due"
     workflow.set_current_details(title)
     # A receiver's failure is a result; what Temporal tries again here is only our own: database, worker.
     return await workflow.execute_activity_method(
-        WebhookActivities.attempt_delivery,
-        AttemptOrder(order, number, last=number == TRIES),
-        start_to_close_timeout=timedelta(seconds=60),
+        WebhookActivities.send_due,
+        order,
+        start_to_close_timeout=_LONGEST_TURN,
+        heartbeat_timeout=_HEARTBEAT,
         retry_policy=RetryPolicy(
-            initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=1)
+            initial_interval=timedelta(seconds=1), maximum_interval=timedelta(seconds=10)
         ),
         summary=title,
     )
 
 
-async def _pause(delay: timedelta, retry_after: float | None, before: str) -> None:
-    """Waits as long as planned, or as the receiver asked for when that is longer."""
-    planned = delay * workflow.random().uniform(1 - _JITTER, 1 + _JITTER)
-    pause = max(planned, timedelta(seconds=retry_after or 0))
-    until = (workflow.now() + pause).strftime("%Y-%m-%d %H:%M:%S")
-    workflow.set_current_details(f"Waiting until {until} UTC for {before}")
-    await workflow.sleep(pause, summary=f"Wait for {before}")
-
-
-WORKFLOWS = (DeliverWebhook,)
+WORKFLOWS = (DeliverWebhooks,)

@@ -1,30 +1,45 @@
 """What is kept for a time is forgotten afterwards, and nothing else is."""
 
+from collections.abc import Sequence
 from datetime import timedelta
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import pytest
 from sqlalchemy import func, select, update
 from sqlmodel import col
 
 from deployerp.activities.expired import forget_expired
 from deployerp.activities.operations import OperationActivities
 from deployerp.activities.records import Records
+from deployerp.domain import base
 from deployerp.domain.base import new_id, utc_now
 from deployerp.domain.database import SessionFactory
+from deployerp.domain.events import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.settings import Settings
 from deployerp.domain.users import User
+from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client
+from tests.webhooks import House
 
 MODELS = (IdempotencyRecord, RateWindow, RefreshToken)
+MONTH = timedelta(days=30)
 
 
-async def kept(sessions: SessionFactory) -> list[int]:
+@pytest.fixture
+async def house(sessions: SessionFactory) -> House:
+    """With an endpoint that is told of everything."""
+    house = await House(sessions).found()
+    await house.listen("http://127.0.0.1:9/")
+    return house
+
+
+async def kept(sessions: SessionFactory, models: Sequence[type] = MODELS) -> list[int]:
     async with sessions() as session:
-        return [await session.scalar(select(func.count()).select_from(model)) for model in MODELS]
+        return [await session.scalar(select(func.count()).select_from(model)) for model in models]
 
 
 async def test_only_what_is_over_is_forgotten(client: Client, sessions: SessionFactory) -> None:
@@ -57,9 +72,9 @@ async def test_only_what_is_over_is_forgotten(client: Client, sessions: SessionF
                 ]
             )
     assert await kept(sessions) == [2, 2, 2]
-    assert await forget_expired(sessions) == 3
+    assert await forget_expired(sessions, MONTH) == 3
     assert await kept(sessions) == [1, 1, 1]
-    assert await forget_expired(sessions) == 0
+    assert await forget_expired(sessions, MONTH) == 0
 
 
 async def test_a_sweep_forgets_too(
@@ -75,5 +90,64 @@ async def test_a_sweep_forgets_too(
             .where(col(IdempotencyRecord.key) == "x")
             .values(expires_at=utc_now() - timedelta(days=1))
         )
-    await OperationActivities(sessions, records, await Temporal.open(settings)).sweep()
+    await OperationActivities(sessions, records, await Temporal.open(settings), settings).sweep()
     assert (await kept(sessions))[0] == 0
+
+
+EVENTS = (Event, WebhookDelivery, WebhookAttempt)
+
+
+async def written(house: House, ago: timedelta, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An event of some time ago, with a delivery and an attempt."""
+    then = utc_now() - ago
+    monkeypatch.setattr(
+        base, "uuid7", lambda: UUID(int=(int(then.timestamp() * 1000) << 80) + uuid4().int % 2**62)
+    )
+    await house.happen()
+    monkeypatch.undo()
+    *_, delivery = sorted(await house.deliveries(), key=lambda each: each.created_at)
+    async with house.sessions() as session, session.begin():
+        session.add(WebhookAttempt(delivery_id=delivery.id, number=1))
+
+
+async def test_events_are_forgotten_after_their_time_with_all_that_was_delivered_of_them(
+    house: House, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days in (29.99, 30.01, 45, 0):
+        await written(house, timedelta(days=days), monkeypatch)
+    assert await kept(sessions, EVENTS) == [4, 4, 4]
+    assert await forget_expired(sessions, MONTH) == 2
+    assert await kept(sessions, EVENTS) == [2, 2, 2]
+    async with sessions() as session:
+        assert set(await session.scalars(select(Event.sequence))) == {1, 4}
+    assert await forget_expired(sessions, MONTH) == 0
+
+
+async def test_so_many_are_forgotten_at_once_the_oldest_first(
+    house: House, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for days in (45, 44, 43, 42, 41):
+        await written(house, timedelta(days=days), monkeypatch)
+    assert await forget_expired(sessions, MONTH, at_once=2) == 2
+    assert await kept(sessions, EVENTS) == [3, 3, 3]
+    async with sessions() as session:
+        assert set(await session.scalars(select(Event.sequence))) == {3, 4, 5}
+    assert await forget_expired(sessions, MONTH, at_once=2) == 2
+    assert await forget_expired(sessions, MONTH, at_once=2) == 1
+    assert await kept(sessions, EVENTS) == [0, 0, 0]
+
+
+async def test_a_sweep_keeps_events_as_long_as_the_settings_say(
+    house: House,
+    records: Records,
+    sessions: SessionFactory,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    await written(house, timedelta(days=3), monkeypatch)
+    temporal = await Temporal.open(settings)
+    await OperationActivities(sessions, records, temporal, settings).sweep()
+    assert await kept(sessions, EVENTS) == [1, 1, 1]
+    impatient = settings.model_copy(update={"event_retention_days": 2})
+    await OperationActivities(sessions, records, temporal, impatient).sweep()
+    assert await kept(sessions, EVENTS) == [0, 0, 0]

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 from sqlalchemy import select, update
+from sqlmodel import col
 
 from deployerp.activities.operations import OperationActivities
 from deployerp.activities.records import Records
@@ -16,7 +17,8 @@ from deployerp.domain.messages import OperationOrder, SweepReport
 from deployerp.domain.operations import Operation
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
-from deployerp.drivers.temporal import Temporal
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.drivers.temporal import Temporal, webhook_task_queue
 from tests.conftest import Fleet, free_port, new_client, open_api
 
 HOOKS = "https://example.com/hooks"
@@ -32,13 +34,19 @@ class Sweeper:
     at_once: int = 500
 
     def __post_init__(self) -> None:
-        self._activities = OperationActivities(self.sessions, self.records, self.temporal, self.at_once)
+        self._activities = OperationActivities(
+            self.sessions, self.records, self.temporal, Settings.model_construct(), self.at_once
+        )
 
     async def sweep(self) -> SweepReport:
         a_minute_ago = utc_now() - timedelta(minutes=1)
         async with self.sessions() as session, session.begin():
-            for model in (Operation, WebhookDelivery):
-                await session.execute(update(model).values(updated_at=a_minute_ago))
+            await session.execute(update(Operation).values(updated_at=a_minute_ago))
+            await session.execute(
+                update(WebhookDelivery)
+                .where(col(WebhookDelivery.state) == "pending")
+                .values(next_attempt_at=a_minute_ago)
+            )
         return await self._activities.sweep()
 
     async def cancel_requests(self, workflow_id: str) -> int:
@@ -140,49 +148,73 @@ async def test_a_lost_cancellation_is_asked_for_again(
     assert await state_of(fleet, order) == ("cancelling", None)
 
 
-async def delivery(sessions: SessionFactory) -> WebhookDelivery:
+async def endpoints(sessions: SessionFactory) -> list[WebhookEndpoint]:
     async with sessions() as session:
-        return (await session.scalars(select(WebhookDelivery))).one()
+        return list(await session.scalars(select(WebhookEndpoint).order_by(col(WebhookEndpoint.id))))
 
 
-async def test_a_delivery_that_was_never_started_is_started(
+async def test_an_endpoint_that_was_never_woken_is_woken(
     offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
 ) -> None:
     await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
     await offline.server()
-    pending = await delivery(sessions)
-    assert await sweeper.temporal.run_state(pending.order.workflow_id) == "absent"
-    assert await sweeper.sweep() == SweepReport(started_deliveries=1)
-    assert await sweeper.temporal.run_state(pending.order.workflow_id) == "running"
-    assert await sweeper.sweep() == SweepReport()
+    [endpoint] = await endpoints(sessions)
+    assert endpoint.awake
+    workflow_id = endpoint.order.workflow_id
+    assert await sweeper.temporal.run_state(workflow_id) == "absent"
+    assert await sweeper.sweep() == SweepReport(woken_endpoints=1)
+    assert await sweeper.temporal.run_state(workflow_id) == "running"
+    description = await sweeper.temporal.client.get_workflow_handle(workflow_id).describe()
+    assert description.workflow_type == "DeliverWebhooks"
+    assert description.task_queue == webhook_task_queue(sweeper.temporal._task_queue)
 
 
-@pytest.mark.parametrize("attempts", [0, 3])
-async def test_a_delivery_whose_workflow_was_terminated_is_closed(
-    fleet: Fleet, sweeper: Sweeper, sessions: SessionFactory, attempts: int
+@pytest.mark.parametrize("awake", [False, True])
+async def test_an_endpoint_whose_workflow_was_terminated_gets_another(
+    fleet: Fleet, sweeper: Sweeper, sessions: SessionFactory, awake: bool
 ) -> None:
     await fleet.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
     await fleet.server()
+    [endpoint] = await endpoints(sessions)
+    await sweeper.temporal.terminate(endpoint.order.workflow_id, "An operator did it.")
     async with sessions() as session, session.begin():
-        await session.execute(update(WebhookDelivery).values(attempts=attempts))
-    assert await sweeper.sweep() == SweepReport()
-    await sweeper.temporal.terminate((await delivery(sessions)).order.workflow_id, "An operator did it.")
-    assert await sweeper.sweep() == SweepReport(closed_deliveries=1)
-    closed = await delivery(sessions)
-    assert closed.state == "failed"
-    assert closed.finished_at is not None
-    assert await sweeper.sweep() == SweepReport()
+        await session.execute(update(WebhookEndpoint).values(awake=awake))
+    assert await sweeper.temporal.run_state(endpoint.order.workflow_id) == "ended"
+    assert await sweeper.sweep() == SweepReport(woken_endpoints=1)
+    assert await sweeper.temporal.run_state(endpoint.order.workflow_id) == "running"
 
 
-async def test_a_delivery_whose_workflow_vanished_after_a_try_is_closed(
-    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"next_attempt_at": utc_now() + timedelta(hours=1)},
+        {"state": "succeeded", "next_attempt_at": None},
+        {"state": "failed", "next_attempt_at": None},
+    ],
+)
+async def test_an_endpoint_for_which_nothing_is_overdue_is_left_alone(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory, facts: dict
 ) -> None:
     await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
     await offline.server()
+    # What has just become due is in the hands of whoever wrote it.
+    assert await sweeper._activities.sweep() == SweepReport()
     async with sessions() as session, session.begin():
-        await session.execute(update(WebhookDelivery).values(attempts=1))
-    assert await sweeper.sweep() == SweepReport(closed_deliveries=1)
-    assert (await delivery(sessions)).state == "failed"
+        await session.execute(update(WebhookDelivery).values(facts))
+    assert await sweeper._activities.sweep() == SweepReport()
+
+
+async def test_a_sweep_wakes_so_many_and_the_next_goes_on(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    for _ in range(5):
+        await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    bounded = Sweeper(sessions, sweeper.records, sweeper.temporal, at_once=2)
+    woken = [(await bounded.sweep()).woken_endpoints for _ in range(4)]
+    assert woken == [2, 2, 1, 2]
+    for endpoint in await endpoints(sessions):
+        assert await sweeper.temporal.run_state(endpoint.order.workflow_id) == "running"
 
 
 async def test_a_sweep_looks_at_so_many_and_the_next_goes_on(

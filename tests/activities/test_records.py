@@ -11,17 +11,18 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col
 
 from deployerp.activities import records as records_module
-from deployerp.activities.events import write_event
 from deployerp.activities.records import Records
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import NotFound
+from deployerp.domain.event_log import write_event
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
-from deployerp.domain.messages import OperationEnd, OperationOrder
+from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations import Operation
 from deployerp.domain.servers import Server
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet, new_client
 
@@ -86,14 +87,15 @@ async def test_an_end_is_written_once(fleet: Fleet, records: Records, sessions: 
     assert (event.type, delivery.event_id) == ("server.created", event.id)
 
 
-async def test_an_end_starts_its_deliveries(
+async def test_an_end_wakes_the_endpoints_that_are_to_hear_of_it(
     fleet: Fleet, sessions: SessionFactory, settings: Settings
 ) -> None:
     await fleet.client.call("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
     await fleet.server()
-    (delivery,) = await rows(sessions, WebhookDelivery)
+    (endpoint,) = await rows(sessions, WebhookEndpoint)
+    assert endpoint.awake
     temporal = await Temporal.open(settings)
-    assert await temporal.run_state(delivery.order.workflow_id) == "running"
+    assert await temporal.run_state(endpoint.order.workflow_id) == "running"
 
 
 @pytest.mark.parametrize("outcome", ["failed", "cancelled"])
@@ -116,7 +118,7 @@ async def test_an_end_that_breaks_in_the_middle_leaves_nothing(
     order = await fleet.order(begun["operation"]["id"])
     await records.claim_operation(order)
 
-    async def breaks(*given: object) -> list[WebhookDelivery]:
+    async def breaks(*given: object) -> list[EndpointOrder]:
         await write_event(*given)
         raise ConnectionResetError
 

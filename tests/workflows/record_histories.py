@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
-from temporalio.testing import WorkflowEnvironment
 
 from deployerp import embedded
 from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
 from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
-from deployerp.domain.messages import AttemptResult, DeliveryOrder
+from deployerp.domain.messages import EndpointOrder, TurnResult
+from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
     Play,
     StandIns,
@@ -32,25 +33,24 @@ from tests.workflows.stand_ins import (
 
 FOLDER = Path(__file__).with_name("histories")
 _QUEUE = "histories"
-# Its receiver is down all the time.
-_DOWN = AttemptResult(done=False)
-_DELIVERY = DeliveryOrder(
-    delivery_id="00000000-0000-7000-8000-00000000000c",
-    organization_id="00000000-0000-7000-8000-00000000000a",
+_ENDPOINT = EndpointOrder(
     endpoint_id="00000000-0000-7000-8000-00000000000d",
-    event_type="instance.deployed",
+    organization_id="00000000-0000-7000-8000-00000000000a",
 )
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One run of a workflow: how its activities behave, and while which of them it is cancelled."""
+    """One run of a workflow: how its activities behave, and what comes to it from outside and when."""
 
     name: str
     workflow: str
     arguments: tuple[Any, ...] = ()
     plays: Mapping[str, Play] = field(default_factory=dict)
     cancel_during: str | None = None
+    # Signals: with its start, and when it rests.
+    begin_with: str | None = None
+    rouse_with: str | None = None
 
     @property
     def path(self) -> Path:
@@ -89,8 +89,14 @@ def _deletions(resource_type: ResourceType, step: str) -> list[Scenario]:
     ]
 
 
+def _deliveries(name: str, *turns: TurnResult, **options: Any) -> Scenario:
+    return Scenario(
+        name, "DeliverWebhooks", (_ENDPOINT,), plays={"send_due": gives(*turns)}, begin_with="wake", **options
+    )
+
+
 # On the development server.
-OPERATIONS = [
+ON_TIME = [
     *(
         _operation("succeeded", each.resource_type, action)
         for each in LIFECYCLES.values()
@@ -104,15 +110,18 @@ OPERATIONS = [
         "cancelled", "instance", "restart", plays={"start_odoo": until_cancelled}, cancel_during="start_odoo"
     ),
     Scenario("succeeded", "Sweep"),
+    # A rest there ends by a signal and not by itself.
+    _deliveries("woken", TurnResult(0, 3600), TurnResult(0, None), rouse_with="wake"),
 ]  # fmt: skip
 # On the one that skips time.
-DELIVERIES = [
-    Scenario("succeeded", "DeliverWebhook", (_DELIVERY,)),
-    Scenario(
-        "succeeded_at_the_third_try", "DeliverWebhook", (_DELIVERY,),
-        plays={"attempt_delivery": gives(AttemptResult(False, retry_after=7200), _DOWN, AttemptResult(True))},
+SKIPPING = [
+    _deliveries("succeeded", TurnResult(0, None)),
+    _deliveries("several_turns", TurnResult(0, 0), TurnResult(1, 0), TurnResult(0, None)),
+    _deliveries("rested", TurnResult(1, 7200), TurnResult(2, 36_000), TurnResult(0, None)),
+    _deliveries(
+        "left_alone",
+        TurnResult(10, 5, paused=True), TurnResult(11, 10, paused=True), TurnResult(0, None),
     ),
-    Scenario("given_up", "DeliverWebhook", (_DELIVERY,), plays={"attempt_delivery": gives(_DOWN)}),
 ]  # fmt: skip
 
 
@@ -126,7 +135,11 @@ async def record(client: Client, scenario: Scenario) -> str:
             args=scenario.arguments,
             id=f"{scenario.workflow}-{scenario.name}",
             task_queue=queue,
+            start_signal=scenario.begin_with,
         )
+        if scenario.rouse_with:
+            await _until_it_rests(handle)
+            await handle.signal(scenario.rouse_with)
         if scenario.cancel_during:
             await stand_ins.reached(scenario.cancel_during)
             await handle.cancel()
@@ -134,6 +147,14 @@ async def record(client: Client, scenario: Scenario) -> str:
             await handle.result()
     history = json.loads((await handle.fetch_history()).to_json())
     return json.dumps(_anonymous(history), indent=1, ensure_ascii=False) + "\n"
+
+
+async def _until_it_rests(handle: WorkflowHandle[Any, Any]) -> None:
+    while all(
+        event.event_type != EventType.EVENT_TYPE_TIMER_STARTED
+        for event in (await handle.fetch_history()).events
+    ):
+        await asyncio.sleep(0.05)
 
 
 def _anonymous(value: Any) -> Any:
@@ -159,11 +180,10 @@ async def main() -> None:
         settings = embedded.embedded_settings(Path(home), ports)
         async with embedded.services(settings, ports):
             client = await Client.connect(f"127.0.0.1:{ports.temporal}", identity="recorder")
-            for scenario in OPERATIONS:
+            for scenario in ON_TIME:
                 recorded[scenario.path] = await record(client, scenario)
-    skipping = await WorkflowEnvironment.start_time_skipping(test_server_existing_path=time_skipping_server())
-    async with skipping:
-        for scenario in DELIVERIES:
+    async with await skipping_environment(time_skipping_server()) as skipping:
+        for scenario in SKIPPING:
             recorded[scenario.path] = await record(skipping.client, scenario)
     for path in set(FOLDER.glob("*.json")) - recorded.keys():
         path.unlink()

@@ -22,7 +22,7 @@ from deployerp.activities.records import Records
 from deployerp.activities.servers import ServerActivities
 from deployerp.activities.webhook_deliveries import WebhookActivities
 from deployerp.domain.lifecycles import ResourceType
-from deployerp.domain.messages import AttemptResult, OperationEnd, OperationOrder, SweepReport
+from deployerp.domain.messages import OperationEnd, OperationOrder, SweepReport, TurnResult
 from deployerp.domain.steps import STEPS
 from deployerp.worker import WORKFLOWS, activities_of
 
@@ -34,7 +34,7 @@ Play = Callable[[int], Awaitable[Any]]
 
 _RESULTS: dict[str, Any] = {
     "claim_operation": True,
-    "attempt_delivery": AttemptResult(done=True),
+    "send_due": TurnResult(failures=0, wait=None),
     "sweep": SweepReport(),
 }
 _BEAT_SECONDS = 0.05

@@ -118,7 +118,7 @@ def test_every_lifecycle_row_names_a_registered_workflow_and_the_reverse() -> No
     named = [row.workflow for each in LIFECYCLES.values() for row in each.actions.values()]
     registered = {workflow.__name__ for workflow in WORKFLOWS}
     assert len(named) == len(set(named))
-    assert registered == {*named, "DeliverWebhook", "Sweep"}
+    assert registered == {*named, "DeliverWebhooks", "Sweep"}
 
 
 def test_every_action_has_its_steps_here() -> None:

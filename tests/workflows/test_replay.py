@@ -15,7 +15,7 @@ from temporalio.workflow import NondeterminismError
 
 from deployerp.domain import messages
 from deployerp.worker import WORKFLOWS
-from tests.workflows.record_histories import DELIVERIES, FOLDER, OPERATIONS
+from tests.workflows.record_histories import FOLDER, ON_TIME, SKIPPING
 
 HISTORIES = sorted(FOLDER.glob("*.json"))
 every_history = pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.stem)
@@ -57,7 +57,7 @@ async def test_a_replay_of_other_activities_fails(path: Path) -> None:
 
 def test_every_workflow_has_the_histories_that_are_recorded() -> None:
     assert {path.stem.partition(".")[0] for path in HISTORIES} == {each.__name__ for each in WORKFLOWS}
-    assert set(HISTORIES) == {scenario.path for scenario in (*OPERATIONS, *DELIVERIES)}
+    assert set(HISTORIES) == {scenario.path for scenario in (*ON_TIME, *SKIPPING)}
 
 
 @every_history

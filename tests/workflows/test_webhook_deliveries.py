@@ -1,11 +1,9 @@
-"""Deliveries from order to end: three days on the time-skipping server, and a round on a real one."""
+"""Everything that is sent to an endpoint: days on the server that skips time, the rest on a real one."""
 
 import asyncio
-import shutil
-import sys
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,51 +12,46 @@ from uuid import uuid4
 
 import pytest
 from aiohttp import web
-from pydantic import SecretStr
-from sqlalchemy import select
-from sqlmodel import col
-from standardwebhooks import Webhook
+from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
-from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.exceptions import ActivityError, ApplicationError
-from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Replayer, Worker
 
+from deployerp.activities import webhook_deliveries
 from deployerp.activities.interceptor import ActivityInterceptor
 from deployerp.activities.records import Records
 from deployerp.activities.webhook_deliveries import WebhookActivities
 from deployerp.domain.database import SessionFactory, metadata, open_database, session_factory
-from deployerp.domain.events import Event
-from deployerp.domain.messages import DeliveryOrder
-from deployerp.domain.organizations import Organization
-from deployerp.domain.secrets import Vault, new_encryption_key
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
+from deployerp.domain.messages import EndpointOrder, TurnResult
+from deployerp.domain.settings import Settings
 from deployerp.drivers.http import WebhookSender
-from deployerp.drivers.temporal import Temporal
-from deployerp.workflows.webhook_deliveries import DELAYS, TRIES, WORKFLOWS, DeliverWebhook
+from deployerp.drivers.temporal import Temporal, webhook_task_queue
+from deployerp.workflows.webhook_deliveries import TURNS, WORKFLOWS, DeliverWebhooks
 from tests.skipping import skipping_environment
+from tests.webhooks import SECRET, VAULT, House, Receiver, always, receiving, statuses
+from tests.workflows.stand_ins import StandIns, gives, time_skipping_server, until, working
 
-QUEUE = "webhooks"
-VAULT = Vault([SecretStr(new_encryption_key())])
-SECRET = new_webhook_secret()
-
-Respond = Callable[[int], web.Response | float]
-"""What the receiver does at its n-th request: an answer, or seconds of silence."""
+SETTINGS = Settings.model_construct()
+DELAYS = SETTINGS.webhook_retry_seconds
+ORDER = EndpointOrder(str(uuid4()), str(uuid4()))
 
 
-def _binary(name: str) -> str:
-    beside_python = Path(sys.executable).parent / name
-    found = str(beside_python) if beside_python.exists() else shutil.which(name)
-    assert found, f"{name} is missing: install the development requirements"
-    return found
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn ends at once when nothing is due."""
+    monkeypatch.setattr(webhook_deliveries, "_PAUSES", (0.01,))
 
 
 @pytest.fixture(scope="module")
-async def skipping() -> AsyncIterator[WorkflowEnvironment]:
-    binary = _binary("temporal-test-server")
-    async with await skipping_environment(binary) as environment:
-        yield environment
+async def skipping() -> AsyncIterator[Client]:
+    async with await skipping_environment(time_skipping_server()) as environment:
+        yield environment.client
+
+
+@pytest.fixture
+async def client(temporal_address: str) -> Client:
+    return await Client.connect(temporal_address)
 
 
 @pytest.fixture
@@ -70,253 +63,411 @@ async def sessions(tmp_path: Path) -> AsyncIterator[SessionFactory]:
     await engine.dispose()
 
 
-@dataclass
-class Receiver:
-    url: str = ""
-    ids: list[str] = field(default_factory=list)
+@pytest.fixture
+async def house(sessions: SessionFactory) -> House:
+    return await House(sessions).found()
 
 
-@asynccontextmanager
-async def receiving(respond: Respond) -> AsyncIterator[Receiver]:
-    """A receiver that takes nothing without a signature that holds."""
-    receiver = Receiver()
-
-    async def handle(request: web.Request) -> web.Response:
-        Webhook(SECRET).verify(await request.text(), dict(request.headers))
-        receiver.ids.append(request.headers["webhook-id"])
-        response = respond(len(receiver.ids))
-        if isinstance(response, web.Response):
-            return response
-        await asyncio.sleep(response)
-        return web.Response()
-
-    application = web.Application()
-    application.router.add_post("/hook", handle)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    receiver.url = f"http://127.0.0.1:{runner.addresses[0][1]}/hook"
-    yield receiver
-    await runner.cleanup()
+@pytest.fixture
+def queue() -> str:
+    return f"queue-{uuid4()}"
 
 
-def always(status: int) -> Respond:
-    return lambda _: web.Response(status=status)
-
-
-async def order_for(sessions: SessionFactory, url: str) -> DeliveryOrder:
-    async with sessions() as session, session.begin():
-        organization = Organization(name="Acme", slug="acme")
-        session.add(organization)
-        await session.flush()
-        event = Event(
-            organization_id=organization.id,
-            sequence=1,
-            type="instance.deployed",
-            resource_type="instance",
-            resource_id=uuid4(),
-            data={"name": "shop"},
-        )
-        endpoint = WebhookEndpoint(
-            organization_id=organization.id, url=url, types=["*"], sealed_secret=VAULT.seal(SECRET)
-        )
-        session.add_all([event, endpoint])
-        await session.flush()
-        delivery = WebhookDelivery(
-            organization_id=organization.id,
-            endpoint_id=endpoint.id,
-            event_id=event.id,
-            event_type=event.type,
-        )
-        session.add(delivery)
-    return delivery.order
-
-
-async def ended(sessions: SessionFactory) -> tuple[str, bool, list[int | None]]:
-    """The delivery's state, whether its endpoint is enabled, and the status of each attempt in its order."""
-    async with sessions() as session:
-        delivery = (await session.scalars(select(WebhookDelivery))).one()
-        endpoint = (await session.scalars(select(WebhookEndpoint))).one()
-        attempts = list(await session.scalars(select(WebhookAttempt).order_by(col(WebhookAttempt.number))))
-    assert [each.number for each in attempts] == list(range(1, delivery.attempts + 1))
-    return delivery.state, endpoint.enabled, [each.status_code for each in attempts]
-
-
-def worker(client: Client, sessions: SessionFactory, *, timeout: float = 5) -> Worker:
-    sender = WebhookSender([IPv4Network("127.0.0.1/32")], timeout=timeout)
+def worker(client: Client, sessions: Any, queue: str, *, timeout: float = 5, **changed: Any) -> Worker:
+    temporal = Temporal(client, queue)
+    sender = WebhookSender([IPv4Network("127.0.0.1/32")], timeout)
+    activities = WebhookActivities(sessions, VAULT, sender, temporal, SETTINGS.model_copy(update=changed))
     return Worker(
         client,
-        task_queue=QUEUE,
+        task_queue=webhook_task_queue(queue),
         workflows=WORKFLOWS,
-        activities=[WebhookActivities(sessions, VAULT, sender).attempt_delivery],
-        interceptors=[ActivityInterceptor(Records(sessions, Temporal(client, QUEUE)))],
+        activities=[activities.send_due],
+        interceptors=[ActivityInterceptor(Records(sessions, temporal))],
     )
 
 
 async def deliver(
-    client: Client, sessions: SessionFactory, order: DeliveryOrder, **options: Any
+    client: Client, sessions: Any, order: EndpointOrder, **options: Any
 ) -> WorkflowHandle[Any, Any]:
-    """Carries a delivery out to its end."""
-    async with worker(client, sessions, **options):
+    """Carries out what waits for an endpoint, until nothing does."""
+    queue = f"queue-{uuid4()}"
+    async with worker(client, sessions, queue, **options):
         handle = await client.start_workflow(
-            DeliverWebhook.run, order, id=f"{order.workflow_id}-{uuid4()}", task_queue=QUEUE
+            DeliverWebhooks.run, order, id=queue, task_queue=webhook_task_queue(queue)
         )
         await handle.result()
     return handle
 
 
-async def pauses(handle: WorkflowHandle[Any, Any]) -> list[timedelta]:
+async def pauses(handle: WorkflowHandle[Any, Any]) -> list[float]:
+    """Seconds."""
     return [
-        event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta()
+        event.timer_started_event_attributes.start_to_fire_timeout.ToTimedelta().total_seconds()
         async for event in handle.fetch_history_events()
         if event.event_type == EventType.EVENT_TYPE_TIMER_STARTED
     ]
 
 
-async def test_the_first_try_may_be_the_last(skipping: WorkflowEnvironment, sessions: SessionFactory) -> None:
+async def end_of(house: House) -> tuple[str, list[int | None]]:
+    """The state of the only delivery, and the status of each of its attempts."""
+    [delivery] = await house.deliveries()
+    attempts = await house.attempts(delivery)
+    assert [each.number for each in attempts] == list(range(1, delivery.attempts + 1))
+    return delivery.state, [each.status_code for each in attempts]
+
+
+# Three days
+
+
+async def test_the_first_try_may_be_the_last(skipping: Client, house: House) -> None:
     async with receiving(always(200)) as receiver:
-        handle = await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("succeeded", True, [200])
+        order = await house.listen(receiver.url)
+        await house.happen()
+        handle = await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("succeeded", [200])
     assert await pauses(handle) == []
 
 
-async def test_a_failure_is_tried_again(skipping: WorkflowEnvironment, sessions: SessionFactory) -> None:
-    async with receiving(lambda n: web.Response(status=500 if n == 1 else 200)) as receiver:
-        handle = await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("succeeded", True, [500, 200])
-    assert len(set(receiver.ids)) == 1
-    [pause] = await pauses(handle)
-    assert timedelta(seconds=4.5) <= pause <= timedelta(seconds=5.5)
-
-
-async def test_it_gives_up_after_ten_tries_and_three_days(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
+async def test_it_gives_up_after_ten_tries_and_three_days(skipping: Client, house: House) -> None:
     async with receiving(always(503)) as receiver:
-        handle = await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("failed", True, [503] * 10)
+        order = await house.listen(receiver.url)
+        await house.happen()
+        handle = await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("failed", [503] * 10)
     assert receiver.ids == [receiver.ids[0]] * 10
+    assert (await house.endpoint(order)).enabled
     times = [event.event_time.ToDatetime() async for event in handle.fetch_history_events()]
     assert timedelta(days=2.7) < times[-1] - times[0] < timedelta(days=3.4)
     waited = await pauses(handle)
-    assert len(waited) == TRIES - 1
-    shares = [pause / delay for pause, delay in zip(waited, DELAYS, strict=True)]
-    assert all(0.9 <= share <= 1.1 for share in shares)
-    assert len(set(shares)) > 1
+    assert len(waited) == len(DELAYS)
+    # A turn takes its time, and the rest is what is left.
+    shares = [pause / delay for pause, delay in zip(waited[1:], DELAYS[1:], strict=True)]
+    assert all(0.85 <= share <= 1.1 for share in shares)
+    assert max(shares) - min(shares) > 0.001
 
 
-async def test_410_ends_it_at_once(skipping: WorkflowEnvironment, sessions: SessionFactory) -> None:
-    async with receiving(always(410)) as receiver:
-        await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("failed", False, [410])
-
-
-async def test_a_redirect_is_not_followed_but_tried_again(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
-    def respond(number: int) -> web.Response:
-        return web.Response(status=307, headers={"Location": "/hook"}) if number == 1 else web.Response()
-
-    async with receiving(respond) as receiver:
-        await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("succeeded", True, [307, 200])
-
-
-async def test_retry_after_is_waited_for_when_it_is_longer(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
+async def test_retry_after_is_waited_for_when_it_is_longer(skipping: Client, house: House) -> None:
     def respond(number: int) -> web.Response:
         wait = {1: "7200", 2: "1"}.get(number)
         return web.Response(status=429, headers={"Retry-After": wait}) if wait else web.Response()
 
     async with receiving(respond) as receiver:
-        handle = await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("succeeded", True, [429, 429, 200])
+        order = await house.listen(receiver.url)
+        await house.happen()
+        handle = await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("succeeded", [429, 429, 200])
     asked, planned = await pauses(handle)
-    assert asked == timedelta(hours=2)
-    assert timedelta(seconds=27) <= planned <= timedelta(seconds=33)
+    assert 7190 < asked <= 7200
+    assert 25 < planned <= 33
 
 
-async def test_a_receiver_that_stalls_is_tried_again(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
+@pytest.mark.parametrize(("status", "attempts"), [(307, [307, 200]), (500, [500, 200])])
+async def test_what_fails_is_tried_again(
+    skipping: Client, house: House, status: int, attempts: list[int]
 ) -> None:
-    async with receiving(lambda n: 5.0 if n == 1 else web.Response()) as receiver:
-        order = await order_for(sessions, receiver.url)
-        await deliver(skipping.client, sessions, order, timeout=0.3)
-    assert await ended(sessions) == ("succeeded", True, [None, 200])
+    async with receiving(statuses(status, 200)) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen()
+        await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("succeeded", attempts)
 
 
-async def test_an_endpoint_that_is_deleted_on_the_way_ends_it(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
-    loop = asyncio.get_running_loop()
-    deleted: list[asyncio.Task[None]] = []
+async def test_a_receiver_that_stalls_is_tried_again(skipping: Client, house: House) -> None:
+    async with receiving(lambda n: 60.0 if n == 1 else web.Response()) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen()
+        await deliver(skipping, house.sessions, order, timeout=0.3)
+    assert await end_of(house) == ("succeeded", [None, 200])
+
+
+async def test_410_ends_it_at_once(skipping: Client, house: House) -> None:
+    async with receiving(always(410)) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen()
+        handle = await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("failed", [410])
+    assert not (await house.endpoint(order)).enabled
+    assert await pauses(handle) == []
+
+
+async def test_an_endpoint_that_is_deleted_on_the_way_ends_it(skipping: Client, house: House) -> None:
+    deleting: list[asyncio.Task[None]] = []
 
     async def delete() -> None:
-        async with sessions() as session, session.begin():
-            endpoint = (await session.scalars(select(WebhookEndpoint))).one()
-            endpoint.deleted_at = endpoint.created_at
+        endpoint = await house.endpoint(order)
+        await house.change(endpoint, deleted_at=endpoint.created_at)
 
     def respond(_: int) -> web.Response:
-        deleted.append(loop.create_task(delete()))
+        deleting.append(asyncio.create_task(delete()))
         return web.Response(status=500)
 
     async with receiving(respond) as receiver:
-        await deliver(skipping.client, sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("failed", True, [500, None])
-    assert len(receiver.ids) == 1
+        order = await house.listen(receiver.url)
+        await house.happen()
+        await deliver(skipping, house.sessions, order)
+    assert await end_of(house) == ("failed", [500])
+    assert len(receiver.requests) == 1
 
 
-async def test_a_database_that_fails_for_a_time_costs_no_try(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
+async def test_a_receiver_that_is_down_for_five_days_is_disabled(skipping: Client, house: House) -> None:
+    # More than three days need more than one delivery: each gives up before.
+    async with receiving(always(500)) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen(3)
+        handle = await deliver(skipping, house.sessions, order, webhook_retry_seconds=[100_000] * 9)
+    endpoint = await house.endpoint(order)
+    assert (endpoint.enabled, endpoint.disabled_reason) == (False, "Nothing was accepted for 5 days.")
+    assert {each.state for each in await house.deliveries(order)} == {"failed"}
+    times = [event.event_time.ToDatetime() async for event in handle.fetch_history_events()]
+    assert timedelta(days=5) < times[-1] - times[0] < timedelta(days=7)
+
+
+async def test_a_receiver_that_comes_back_gets_everything(skipping: Client, house: House) -> None:
+    """It is down for its first 20 requests; the breaker spares the tries of the rest."""
+    async with receiving(lambda n: web.Response(status=503 if n <= 20 else 200)) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen(200)
+        handle = await deliver(skipping, house.sessions, order, webhook_concurrency=5)
+    assert {each.state for each in await house.deliveries()} == {"succeeded"}
+    assert len(receiver.requests) == 220
+    # It opened at the tenth failure or a little later, and then there was a probe at a time.
+    assert 7 <= len([pause for pause in await pauses(handle) if pause >= 4.4]) <= 30
+
+
+async def test_a_database_that_fails_for_a_time_costs_no_try(skipping: Client, house: House) -> None:
     failures = iter([ConnectionError("no database")] * 3)
 
     def failing_sessions() -> Any:
         failure = next(failures, None)
         if failure:
             raise failure
-        return sessions()
+        return house.sessions()
 
     async with receiving(always(200)) as receiver:
-        await deliver(skipping.client, failing_sessions, await order_for(sessions, receiver.url))
-    assert await ended(sessions) == ("succeeded", True, [200])
+        order = await house.listen(receiver.url)
+        await house.happen()
+        await deliver(skipping, failing_sessions, order)
+    assert await end_of(house) == ("succeeded", [200])
 
 
-async def test_an_unknown_delivery_fails_the_workflow_at_once(
-    skipping: WorkflowEnvironment, sessions: SessionFactory
-) -> None:
-    order = DeliveryOrder(str(uuid4()), str(uuid4()), str(uuid4()), "instance.deployed")
+async def test_an_unknown_endpoint_fails_the_workflow_at_once(skipping: Client, house: House) -> None:
     with pytest.raises(WorkflowFailureError) as caught:
-        await deliver(skipping.client, sessions, order)
+        await deliver(skipping, house.sessions, ORDER)
     assert isinstance(caught.value.cause, ActivityError)
     assert isinstance(caught.value.cause.cause, ApplicationError)
     assert caught.value.cause.cause.type == "not_found"
 
 
-async def test_on_the_development_server_an_operator_sees_the_try_and_a_second_start_changes_nothing(
-    sessions: SessionFactory,
+# Turns, rests and signals
+
+
+@asynccontextmanager
+async def delivering(
+    client: Client, stand_ins: StandIns, queue: str, workflows: Any = WORKFLOWS, **options: Any
+) -> AsyncIterator[WorkflowHandle[Any, Any]]:
+    async with working(client, stand_ins, queue, workflows):
+        yield await client.start_workflow("DeliverWebhooks", id=queue, task_queue=queue, **options)
+
+
+async def until_calls(stand_ins: StandIns, number: int) -> None:
+    while len(stand_ins.calls) < number:
+        await asyncio.sleep(0.02)
+
+
+async def details(handle: WorkflowHandle[Any, Any]) -> str:
+    return repr(await handle.query("__temporal_workflow_metadata"))
+
+
+async def until_it_rests(handle: WorkflowHandle[Any, Any]) -> None:
+    while not await pauses(handle):
+        await asyncio.sleep(0.02)
+
+
+async def test_a_turn_that_has_left_something_is_followed_by_another(client: Client, queue: str) -> None:
+    stand_ins = StandIns({"send_due": gives(TurnResult(0, 0), TurnResult(0, 0), TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 3
+    assert await pauses(handle) == []
+
+
+async def test_a_rest_ends_by_itself(client: Client, queue: str) -> None:
+    stand_ins = StandIns({"send_due": gives(TurnResult(0, 0.5), TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 2
+    assert await pauses(handle) == [0.5]
+
+
+async def test_to_be_woken_ends_a_rest(client: Client, queue: str) -> None:
+    stand_ins = StandIns({"send_due": gives(TurnResult(0, 3600), TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        await until_it_rests(handle)
+        assert "Nothing is due before" in await details(handle)
+        await handle.signal("wake")
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 2
+
+
+async def test_to_be_woken_does_not_end_a_pause(client: Client, queue: str) -> None:
+    stand_ins = StandIns({"send_due": gives(TurnResult(10, 3, paused=True), TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        await until_it_rests(handle)
+        await handle.signal("wake")
+        assert "10 tries in a row have failed: left alone until" in await details(handle)
+        assert stand_ins.calls == ["send_due"]
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 2
+    kinds = [event.event_type async for event in handle.fetch_history_events()]
+    assert EventType.EVENT_TYPE_TIMER_FIRED in kinds
+
+
+async def test_to_be_woken_during_a_turn_is_a_reason_for_another(client: Client, queue: str) -> None:
+    ended = asyncio.Event()
+    stand_ins = StandIns({"send_due": until(ended, result=TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        await stand_ins.reached("send_due")
+        await handle.signal("wake")
+        await asyncio.sleep(0.3)
+        ended.set()
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 2
+
+
+_at_its_end = threading.Event()
+_signalled = threading.Event()
+
+
+@workflow.defn(name="DeliverWebhooks", sandboxed=False)
+class DeliverWebhooksThatIsSlowToEnd(DeliverWebhooks):
+    """Has decided to end, and has not told the server yet."""
+
+    @workflow.run
+    async def run(self, order: EndpointOrder, failures: int = 0) -> None:
+        await super().run(order, failures)
+        if not workflow.unsafe.is_replaying():
+            _at_its_end.set()
+            _signalled.wait(1.5)
+
+
+async def test_a_signal_that_comes_while_it_ends_is_not_lost(client: Client, queue: str) -> None:
+    _at_its_end.clear()
+    _signalled.clear()
+    stand_ins = StandIns({"send_due": gives(TurnResult(0, None))})
+    slow = [DeliverWebhooksThatIsSlowToEnd]
+    async with delivering(client, stand_ins, queue, slow, arg=ORDER) as handle:
+        assert await asyncio.to_thread(_at_its_end.wait, 30)
+        assert stand_ins.calls == ["send_due"]
+        await handle.signal("wake")
+        _signalled.set()
+        await handle.result()
+    assert stand_ins.calls == ["send_due"] * 2
+    kinds = [event.event_type async for event in handle.fetch_history_events()]
+    # The server has not let it end.
+    assert EventType.EVENT_TYPE_WORKFLOW_TASK_FAILED in kinds
+
+
+async def test_a_new_run_goes_on_with_the_failures_of_the_last(client: Client, queue: str) -> None:
+    results = [TurnResult(number, 0) for number in range(1, TURNS + 1)]
+    seen: list[int] = []
+    stand_ins = StandIns({"send_due": gives(*results, TurnResult(0, None))})
+    async with delivering(client, stand_ins, queue, arg=ORDER) as handle:
+        first = await handle.describe()
+        await handle.result()
+    last = client.get_workflow_handle(queue)
+    assert (await last.describe()).run_id != first.run_id
+    assert len(stand_ins.calls) == TURNS + 1
+    async for event in last.fetch_history_events():
+        if event.event_type == EventType.EVENT_TYPE_WORKFLOW_EXECUTION_STARTED:
+            given = event.workflow_execution_started_event_attributes.input.payloads
+            _, failures = await client.data_converter.decode(given)
+            seen.append(failures)
+    assert seen == [TURNS]
+
+
+# On a real server, with everything
+
+
+async def test_an_operator_sees_what_it_does_and_its_history_has_no_secret(
+    client: Client, house: House, queue: str
 ) -> None:
-    async with (
-        await WorkflowEnvironment.start_local(dev_server_existing_path=_binary("temporal")) as environment,
-        receiving(lambda n: web.Response(status=500 if n == 1 else 200)) as receiver,
-    ):
-        temporal = Temporal(environment.client, QUEUE)
-        await temporal.ensure_search_attributes()
-        order = await order_for(sessions, receiver.url)
-        handle = environment.client.get_workflow_handle(order.workflow_id)
-        async with worker(environment.client, sessions):
-            await temporal.start_delivery(order)
-            await temporal.start_delivery(order)
-            while not receiver.ids:
-                await asyncio.sleep(0.05)
-            await asyncio.sleep(1)
-            details = await handle.query("__temporal_workflow_metadata")
+    temporal = Temporal(client, queue)
+    async with receiving(statuses(500, 200)) as receiver:
+        order = await house.listen(receiver.url)
+        handle = client.get_workflow_handle(order.workflow_id)
+        async with worker(client, house.sessions, queue, webhook_retry_seconds=[4]):
+            await temporal.wake_endpoints(await house.happen())
+            await until_it_rests(handle)
+            assert "Nothing is due before" in await details(handle)
             await handle.result()
-            await temporal.start_delivery(order)
+            await temporal.wake_endpoints(await house.happen())
+            while len(receiver.requests) < 3:
+                await asyncio.sleep(0.02)
+            await handle.result()
+        description = await handle.describe()
+        assert await description.static_summary() == f"Deliver to endpoint {order.endpoint_id}"
         history = await handle.fetch_history()
         await Replayer(workflows=WORKFLOWS).replay_workflow(history)
-    assert "for try 2 of 10" in repr(details)
-    assert await ended(sessions) == ("succeeded", True, [500, 200])
-    assert len(receiver.ids) == 2
+    assert len(set(receiver.ids)) == 2
     assert SECRET.removeprefix("whsec_") not in history.to_json()
+    assert receiver.url not in history.to_json()
+
+
+async def test_one_slow_endpoint_does_not_delay_another(client: Client, house: House, queue: str) -> None:
+    finished = asyncio.Event()
+    order_of_ends: list[str] = []
+
+    async def answer_last(request: web.Request) -> web.Response:
+        await finished.wait()
+        order_of_ends.append("slow")
+        return web.Response()
+
+    def answer(number: int) -> web.Response:
+        order_of_ends.append("fast")
+        if number == 100:
+            finished.set()
+        return web.Response()
+
+    async with stalling(answer_last) as slow, receiving(answer) as fast:
+        # If one waited for the other, neither would ever end: the slow one answers after the fast one's last.
+        await house.listen(slow.url)
+        await house.listen(fast.url)
+        woken = await house.happen(100)
+        async with worker(client, house.sessions, queue, timeout=60):
+            await Temporal(client, queue).wake_endpoints(woken)
+            while len(order_of_ends) < 200:
+                await asyncio.sleep(0.02)
+            for order in woken:
+                await client.get_workflow_handle(order.workflow_id).result()
+    assert order_of_ends == ["fast"] * 100 + ["slow"] * 100
+    assert {each.state for each in await house.deliveries()} == {"succeeded"}
+
+
+@asynccontextmanager
+async def stalling(handle: Any) -> AsyncIterator[Receiver]:
+    application = web.Application()
+    application.router.add_post("/hook", handle)
+    runner = web.AppRunner(application, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield Receiver(f"http://127.0.0.1:{runner.addresses[0][1]}/hook")
+    await runner.cleanup()
+
+
+async def test_a_worker_that_stops_in_the_middle_of_a_turn_loses_nothing(
+    client: Client, house: House, queue: str
+) -> None:
+    async with receiving(lambda _: 0.02) as receiver:
+        order = await house.listen(receiver.url)
+        woken = await house.happen(300)
+        async with worker(client, house.sessions, queue, webhook_concurrency=2):
+            await Temporal(client, queue).wake_endpoints(woken)
+            while len(receiver.requests) < 20:
+                await asyncio.sleep(0.01)
+        assert len(receiver.requests) < 300
+        async with worker(client, house.sessions, queue):
+            handle = client.get_workflow_handle(order.workflow_id)
+            await handle.result()
+    assert set(receiver.ids) == {f"evt_{each.event_id.hex}" for each in await house.deliveries()}
+    assert {each.state for each in await house.deliveries()} == {"succeeded"}
+    assert (await handle.describe()).status == WorkflowExecutionStatus.COMPLETED

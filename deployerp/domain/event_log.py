@@ -1,7 +1,6 @@
 """Facts, written in the transaction of the change that they tell of."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -9,56 +8,59 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from deployerp.domain.errors import NotFound
+from deployerp.domain.event_types import EVENT_TYPES
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import ResourceType
+from deployerp.domain.messages import EndpointOrder
 from deployerp.domain.organizations import Organization
 from deployerp.domain.servers import Server
 from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
-
-# What an event tells of its resource, by its names in the API; secrets have no place here.
-_TOLD: dict[ResourceType, Mapping[str, str]] = {
-    "server": {"name": "name", "status": "status", "statusMessage": "status_message", "address": "address"},
-    "instance": {
-        "name": "name",
-        "slug": "slug",
-        "status": "status",
-        "statusMessage": "status_message",
-        "serverId": "server_id",
-        "odooVersion": "odoo_version",
-        "environmentType": "environment_type",
-        "url": "url",
-    },
-}
+from deployerp.domain.webhook_queue import wake
 
 
 async def write_event(
-    session: AsyncSession, event_type: str, resource_type: ResourceType, resource: Server | Instance
-) -> list[WebhookDelivery]:
-    """Adds an event and the deliveries it calls for, in the caller's transaction."""
+    session: AsyncSession,
+    event_type: str,
+    resource: Server | Instance | WebhookEndpoint,
+    *,
+    only_to: WebhookEndpoint | None = None,
+) -> list[EndpointOrder]:
+    """Adds an event and the deliveries it calls for, in the caller's transaction.
+
+    Returns the endpoints that are to be woken once it is committed. With `only_to` nobody else gets it,
+    whatever they ask for.
+    """
     event = Event(
         organization_id=resource.organization_id,
         sequence=await _next_sequence(session, resource.organization_id),
         type=event_type,
-        resource_type=resource_type,
+        resource_type=event_type.partition(".")[0],
         resource_id=resource.id,
-        data=_told_of(resource_type, resource),
+        data=EVENT_TYPES[event_type].told_of(resource),
     )
     session.add(event)
     await session.flush()
-    deliveries = [
+    listening = [only_to] if only_to else await _listening(session, event)
+    return await _queue(session, event, listening)
+
+
+async def _queue(
+    session: AsyncSession, event: Event, receivers: Sequence[WebhookEndpoint]
+) -> list[EndpointOrder]:
+    if not receivers:
+        return []
+    session.add_all(
         WebhookDelivery(
             organization_id=event.organization_id,
             endpoint_id=endpoint.id,
             event_id=event.id,
-            event_type=event_type,
+            event_type=event.type,
         )
-        for endpoint in await _endpoints(session, event.organization_id)
-        if endpoint.wants(event_type)
-    ]
-    session.add_all(deliveries)
-    return deliveries
+        for endpoint in receivers
+    )
+    await session.flush()
+    return await wake(session, [endpoint.id for endpoint in receivers])
 
 
 async def _next_sequence(session: AsyncSession, organization_id: UUID) -> int:
@@ -74,18 +76,12 @@ async def _next_sequence(session: AsyncSession, organization_id: UUID) -> int:
     return sequence
 
 
-async def _endpoints(session: AsyncSession, organization_id: UUID) -> list[WebhookEndpoint]:
+async def _listening(session: AsyncSession, event: Event) -> list[WebhookEndpoint]:
     found = await session.scalars(
         select(WebhookEndpoint).where(
-            col(WebhookEndpoint.organization_id) == organization_id,
+            col(WebhookEndpoint.organization_id) == event.organization_id,
             col(WebhookEndpoint.enabled),
             col(WebhookEndpoint.deleted_at).is_(None),
         )
     )
-    return list(found)
-
-
-def _told_of(resource_type: ResourceType, resource: Server | Instance) -> dict[str, Any]:
-    told = {name: getattr(resource, attribute) for name, attribute in _TOLD[resource_type].items()}
-    plain = {name: str(value) if isinstance(value, UUID) else value for name, value in told.items()}
-    return {"id": str(resource.id)} | plain
+    return [endpoint for endpoint in found if endpoint.wants(event.type)]
