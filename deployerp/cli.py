@@ -21,6 +21,7 @@ from deployerp import bootstrap as bootstrapping
 from deployerp import demo as demonstration
 from deployerp import embedded
 from deployerp.api.app import create_app
+from deployerp.api.serving import Server
 from deployerp.domain import logs
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.audit_verification import Broken, verify
@@ -184,7 +185,7 @@ async def _reloading(settings: Settings) -> None:
 
 
 async def _serve(settings: Settings, with_worker: bool) -> None:
-    server = uvicorn.Server(
+    server = Server(
         uvicorn.Config(
             create_app(settings),
             host=settings.api_host,

@@ -1,41 +1,128 @@
-"""The log of facts, in order."""
+"""The log of facts, in order: to be read from any point, and to be followed."""
 
+from collections.abc import AsyncGenerator
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter
-from pydantic import Field
+from fastapi import APIRouter, Header, Query, Request
+from fastapi.responses import StreamingResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from deployerp.api import streams
+from deployerp.api.answers import Data
+from deployerp.api.deps import CallerDep, Context, ContextDep
+from deployerp.api.errors import documented, invalid_field
+from deployerp.api.lists import Asked
 from deployerp.api.resources import serve
-from deployerp.api.routes import Route
+from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import View, enum_of
+from deployerp.domain.event_types import EVENT_TYPES, EventPattern, EventResource
 from deployerp.domain.events import Event
-from deployerp.domain.lifecycles import ResourceType, event_types
 
 router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
+_PAGE = 100
+# How long there may be nothing to tell: the stream has more to see to.
+_PATIENCE_SECONDS = 1
+_SAMPLE = EVENT_TYPES["instance.stop_failed"]
 
 
 class EventRead(View):
     id: UUID
     sequence: int
-    type: Annotated[str, enum_of(event_types())]
-    resource_type: ResourceType
+    type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(examples=[_SAMPLE.name])
+    resource_type: EventResource
     resource_id: UUID
-    data: dict[str, Any]
+    data: dict[str, Any] = Field(examples=[_SAMPLE.sample.told()])
     created_at: datetime
 
 
-serve(
+def _as_like(pattern: str) -> str:
+    """As SQL spells it."""
+    return pattern.replace("_", "\\_").replace("*", "%")
+
+
+Sequence = Annotated[int, Field(ge=0, le=2**31 - 1)]
+After = Annotated[Sequence, Field(description="Only later ones: the sequence of the last known.")]
+TypeFilter = Annotated[
+    EventPattern,
+    AfterValidator(_as_like),
+    Field(description="Only those of this type; `*` stands for any part.", examples=["instance.*"]),
+]
+
+
+class Wanted(BaseModel):
+    """What a client that follows the log may ask for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    after: After | None = Field(None, description="The sequence of the last known; without it, from now on.")
+    type: TypeFilter | None = Field(None, description="Only those of this type; `*` stands for any part.")
+    resource_id: UUID | None = Field(None, description="Only those of this resource.")
+
+
+LastEventId = Annotated[
+    Sequence | None,
+    Header(alias="Last-Event-ID", description="The `id` of the last known; it goes before `after`."),
+]
+
+
+@router.get(
+    "/stream", responses=documented() | streams.documented(EventRead), response_class=StreamingResponse
+)
+@needs("read:events")
+async def stream_events(
+    request: Request,
+    shared: ContextDep,
+    caller: CallerDep,
+    wanted: Annotated[Wanted, Query()],
+    last_event_id: LastEventId = None,
+) -> StreamingResponse:
+    """Server-sent events: each event as it is written, from where the client was.
+
+    Their `id` is the sequence, their `event` the type, their `data` the event as the list has it.
+    """
+    latest = await shared.watcher.latest(caller.organization_id)
+    for name, given in (("Last-Event-ID", last_event_id), ("after", wanted.after)):
+        if given is not None and given > latest:
+            raise invalid_field(name, f"must be at most {latest}, the sequence of the latest event")
+    known = wanted.after if last_event_id is None else last_event_id
+    filters = wanted.model_dump(exclude_none=True, exclude={"after"})
+    position = latest if known is None else known
+    return streams.stream(request, _messages(shared, caller.organization_id, position, filters))
+
+
+async def _messages(
+    shared: Context, organization_id: UUID, position: int, filters: Data
+) -> AsyncGenerator[bytes]:
+    with shared.watcher.following(organization_id) as log:
+        while True:
+            # Before the page is read: up to there it holds all that fits.
+            latest = log.latest
+            events = await _page(shared, organization_id, {"after": position} | filters)
+            yield b"".join(streams.message(each["type"], each, each["sequence"]) for each in events)
+            position = max([position, *(each["sequence"] for each in events)])
+            if len(events) < _PAGE:
+                position = max(position, latest)
+                while log.latest <= position:
+                    await log.beyond(position, within=_PATIENCE_SECONDS)
+                    yield b""
+
+
+async def _page(shared: Context, organization_id: UUID, filters: Data) -> list[Data]:
+    asked = Asked(1, _PAGE, "sequence", "asc", None, tuple(sorted(filters.items())), ())
+    query, values = LOG.query(asked, counted=False), LOG.values(asked, organization_id)
+    return (await shared.reader.rows(organization_id, query, values))[:_PAGE]
+
+
+LOG = serve(
     router,
     Event,
     EventRead,
     filters={
-        "after": Annotated[
-            int, Field(ge=0, le=2**31 - 1, description="Only later ones: the sequence of the last known.")
-        ],
-        "type": Literal[event_types()],
-        "resource_type": ResourceType,
+        "after": After,
+        "type": TypeFilter,
+        "resource_type": EventResource,
         "resource_id": UUID,
     },
     sorts=("sequence", "created_at"),

@@ -138,12 +138,3 @@ def action_of(resource_type: ResourceType, name: str) -> Action:
 def failure_event(resource_type: ResourceType, action: str) -> str:
     """The event that tells that an action has failed: `instance.deploy_failed`."""
     return f"{resource_type}.{action}_failed"
-
-
-def event_types() -> tuple[str, ...]:
-    """Every event type that the lifecycles emit, sorted."""
-    ended = {row.event for each in LIFECYCLES.values() for row in each.actions.values()}
-    failed = {
-        failure_event(each.resource_type, name) for each in LIFECYCLES.values() for name in each.actions
-    }
-    return tuple(sorted(ended | failed))

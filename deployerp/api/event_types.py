@@ -1,0 +1,51 @@
+"""The catalogue of event types, for tools."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import Field
+
+from deployerp.api.answers import answer
+from deployerp.api.errors import limited
+from deployerp.api.routes import Route, public
+from deployerp.api.schemas import Envelope, View
+from deployerp.domain.event_types import EVENT_TYPES
+
+router = APIRouter(prefix="/v1/event-types", tags=["events"], route_class=Route)
+_SAMPLE = EVENT_TYPES["instance.stop_failed"]
+
+
+class EventTypeRead(View):
+    name: str = Field(examples=[_SAMPLE.name])
+    when: str = Field(examples=[_SAMPLE.when])
+    announced: bool = Field(
+        description="It can be asked for, and is sent by a later release.", examples=[False]
+    )
+    json_schema: dict[str, Any] = Field(
+        alias="schema", description="JSON schema of a webhook's body.", examples=[_SAMPLE.schema]
+    )
+    example: dict[str, Any] = Field(description="A webhook's body.", examples=[_SAMPLE.example])
+
+
+class EventCatalogue(View):
+    types: list[EventTypeRead]
+
+
+_TYPES = [
+    {
+        "name": each.name,
+        "when": each.when,
+        "announced": each.announced,
+        "schema": each.schema,
+        "example": each.example,
+    }
+    for each in EVENT_TYPES.values()
+]
+
+
+# The contract has the same, and anybody may read that.
+@router.get("", responses=limited(), response_model=Envelope[EventCatalogue])
+@public
+async def get_event_types(request: Request) -> Response:
+    """Every event type: when an event is written, and what is sent of it."""
+    return answer(request, {"types": _TYPES})

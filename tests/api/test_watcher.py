@@ -1,0 +1,110 @@
+"""One look at the logs of all organizations that somebody follows, and none where nobody does."""
+
+import asyncio
+from collections.abc import Iterable
+from uuid import UUID
+
+import pytest
+from structlog.testing import capture_logs
+
+from deployerp.api import watcher
+from deployerp.api.watcher import Watcher
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.settings import Settings
+from tests.api.writers import new_servers, write
+from tests.conftest import Client, new_client
+
+LONG = 60
+
+
+class Counting(Watcher):
+    """Keeps what it was looked at, and cannot look for as long as it is told not to."""
+
+    def __init__(self, sessions: SessionFactory) -> None:
+        super().__init__(sessions)
+        self.looks: list[set[UUID]] = []
+        self.broken = False
+
+    async def _look(self, organizations: Iterable[UUID]) -> dict[UUID, int]:
+        self.looks.append({*organizations})
+        if self.broken:
+            raise ConnectionError("nobody is there")
+        return await super()._look(organizations)
+
+
+@pytest.fixture(autouse=True)
+def _often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "_LOOK_SECONDS", 0.01)
+
+
+async def test_many_who_follow_are_told_by_one_look(
+    client: Client, settings: Settings, sessions: SessionFactory
+) -> None:
+    looking = Counting(sessions)
+    clients = [client, await new_client(client.http, settings), await new_client(client.http, settings)]
+    servers = [(await new_servers(sessions, each.organization_id))[0] for each in clients]
+
+    async def told(organization_id: UUID) -> int:
+        with looking.following(organization_id) as log:
+            await log.beyond(0, within=LONG)
+            return log.latest
+
+    async with looking.looking():
+        followers = [asyncio.create_task(told(each.organization_id)) for each in clients[:2] * 10]
+        await asyncio.sleep(0)
+        await write(sessions, servers[1], "server.created", "server.deleted")
+        await write(sessions, servers[0], "server.created")
+        await write(sessions, servers[2], "server.created")
+        found = await asyncio.gather(*followers)
+    assert set(found[0::2]) == {1}
+    # Of the second organization both came at once.
+    assert set(found[1::2]) == {2}
+    both = {each.organization_id for each in clients[:2]}
+    assert both in looking.looks
+    assert all(each <= both for each in looking.looks)
+
+
+async def test_where_nobody_follows_nobody_looks(client: Client, sessions: SessionFactory) -> None:
+    looking = Counting(sessions)
+    async with looking.looking():
+        with looking.following(client.organization_id), looking.following(client.organization_id):
+            while not looking.looks:
+                await asyncio.sleep(0.01)
+        seen = len(looking.looks)
+        await asyncio.sleep(0.1)
+    # One may have been under way.
+    assert len(looking.looks) <= seen + 1
+    assert set(map(frozenset, looking.looks)) == {frozenset({client.organization_id})}
+
+
+async def test_a_look_that_fails_is_followed_by_another(client: Client, sessions: SessionFactory) -> None:
+    looking = Counting(sessions)
+    (server_id,) = await new_servers(sessions, client.organization_id)
+    await write(sessions, server_id, "server.created")
+    looking.broken = True
+    with capture_logs() as lines:
+        async with looking.looking():
+            with looking.following(client.organization_id) as log:
+                while not lines:
+                    await asyncio.sleep(0.01)
+                assert log.latest == 0
+                looking.broken = False
+                await log.beyond(0, within=LONG)
+                assert log.latest == 1
+    assert lines[0]["event"] == "the event log cannot be watched"
+
+
+async def test_whoever_waits_in_vain_goes_on(client: Client, sessions: SessionFactory) -> None:
+    looking = Counting(sessions)
+    async with looking.looking():
+        with looking.following(client.organization_id) as log:
+            await log.beyond(0, within=0.05)
+            assert log.latest == 0
+
+
+async def test_the_latest_is_read_anew(client: Client, sessions: SessionFactory) -> None:
+    looking = Watcher(sessions)
+    (server_id,) = await new_servers(sessions, client.organization_id)
+    for expected in range(3):
+        assert await looking.latest(client.organization_id) == expected
+        await write(sessions, server_id, "server.restarted")
