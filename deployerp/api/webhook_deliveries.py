@@ -1,25 +1,33 @@
 """Webhook deliveries: one event to one endpoint, and each try of it."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 from sqlalchemy import select
 from sqlmodel import col
 
 from deployerp.api.answers import shown, single
-from deployerp.api.changes import missing
+from deployerp.api.changes import Change, ChangeDep, owned
 from deployerp.api.deps import CallerDep, ContextDep
 from deployerp.api.errors import documented
 from deployerp.api.lists import Text
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Envelope, View, enum_of
+from deployerp.domain.base import utc_now
 from deployerp.domain.database import tenant_transaction
-from deployerp.domain.errors import NotFound
+from deployerp.domain.errors import InvalidState, NotFound
 from deployerp.domain.lifecycles import DELIVERY_STATES
+from deployerp.domain.messages import EndpointOrder
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.domain.webhook_queue import wake
+from deployerp.domain.webhook_replays import send_again
 
 router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"], route_class=Route)
 
@@ -40,6 +48,10 @@ class DeliverySummary(View):
     event_type: str
     state: Annotated[str, enum_of(DELIVERY_STATES)]
     attempts: int
+    error: str | None = Field(description="What was wrong with the last try.", examples=[None])
+    next_attempt_at: datetime | None = Field(
+        description="Of one that is pending: when it is tried, at the earliest.", examples=[None]
+    )
     created_at: datetime
     finished_at: datetime | None
 
@@ -62,9 +74,7 @@ serve(
 async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
     """The delivery, with every attempt."""
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
-        delivery = await session.get(WebhookDelivery, id)
-        if delivery is None or delivery.organization_id != caller.organization_id:
-            raise missing("WebhookDelivery", id)
+        delivery = await owned(session, WebhookDelivery, id, caller.organization_id)
         attempts = await session.scalars(
             select(WebhookAttempt)
             .where(col(WebhookAttempt.delivery_id) == id)
@@ -72,3 +82,26 @@ async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, c
         )
         log = [shown(AttemptRead, attempt) for attempt in attempts]
     return single(request, shown(DeliverySummary, delivery) | {"attemptLog": log})
+
+
+@router.post(
+    "/{id}/resend",
+    status_code=202,
+    responses=documented(NotFound, InvalidState),
+    response_model=Envelope[DeliverySummary],
+)
+@needs("manage:webhook-deliveries")
+async def resend_webhook_delivery(id: UUID, change: ChangeDep) -> Response:
+    """Sends it again, now, with all its tries; also one that waits for its next try or was accepted."""
+    delivery = await change.subject(WebhookDelivery, DeliverySummary, id)
+    endpoint = await change.session.get_one(WebhookEndpoint, delivery.endpoint_id)
+    endpoint.need_open()
+    await send_again(change.session, [delivery.id], utc_now())
+    return under_way(change, delivery, await wake(change.session, [endpoint.id]))
+
+
+def under_way(change: Change, delivery: WebhookDelivery, woken: Sequence[EndpointOrder]) -> Response:
+    """202 with a delivery and where it is; the endpoints are woken once all is written."""
+    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, woken))
+    headers = {"Location": f"/v1/webhook-deliveries/{delivery.id}"}
+    return change.answer(shown(DeliverySummary, delivery), status=202, headers=headers)

@@ -1,49 +1,107 @@
 """Webhook endpoints: where events are sent."""
 
-from datetime import datetime
-from fnmatch import fnmatchcase
-from typing import Annotated
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
+from sqlalchemy import select
+from sqlmodel import col
+from yarl import URL
 
-from deployerp.api.changes import ChangeDep
-from deployerp.api.errors import documented
+from deployerp.api.changes import Change, ChangeDep
+from deployerp.api.errors import documented, invalid_field
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.webhook_deliveries import DeliverySummary, under_way
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import NotFound, PreconditionFailed
-from deployerp.domain.lifecycles import event_types
-from deployerp.domain.names import Description
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
-from deployerp.drivers.http import check_url
+from deployerp.domain.errors import InvalidState, NotFound, PreconditionFailed
+from deployerp.domain.event_log import write_event
+from deployerp.domain.event_types import EventPattern
+from deployerp.domain.events import Event
+from deployerp.domain.names import Description, Instant
+from deployerp.domain.secrets import Vault
+from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.domain.webhook_endpoints import WebhookEndpoint, WebhookFormat, new_webhook_secret
+from deployerp.domain.webhook_headers import Headers
+from deployerp.domain.webhook_queue import wake
+from deployerp.domain.webhook_replays import PINGED, find_missed, replay
+from deployerp.drivers.urls import check_url
 
 router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"], route_class=Route)
+# What one request may replay: it holds its transaction for some seconds.
+_MOST_REPLAYED = 50_000
 
-
-def _known_pattern(pattern: str) -> str:
-    if not any(fnmatchcase(known, pattern) for known in event_types()):
-        raise ValueError(f"{pattern} matches no event type: they are in the documentation, e.g. `instance.*`")
-    return pattern
-
-
-Pattern = Annotated[str, Field(max_length=100, pattern=r"^[a-z_.*]+$"), AfterValidator(_known_pattern)]
-
-
-class WebhookEndpointCreate(Body):
-    url: Annotated[str, Field(max_length=2000), AfterValidator(check_url)] = Field(
-        examples=["https://example.com/hooks"]
-    )
-    types: list[Pattern] = Field(
-        ["*"],
+Url = Annotated[
+    str, Field(max_length=2000, examples=["https://example.com/hooks"]), AfterValidator(check_url)
+]
+Types = Annotated[
+    list[EventPattern],
+    Field(
         min_length=1,
         max_length=50,
         description="Event types; `*` stands for any part.",
         examples=[["instance.*"]],
-    )
+    ),
+]
+Format = Annotated[
+    WebhookFormat,
+    Field(
+        description="`raw` is the event itself; `slack`, `teams` and `discord` are messages about it, as the"
+        " incoming webhooks of these chats (of Teams: its workflows) take them."
+    ),
+]
+AddedHeaders = Annotated[
+    Headers,
+    Field(
+        description="Sent with every delivery, such as `Authorization`. Values are kept encrypted and never"
+        " shown. A change replaces all of them.",
+        examples=[{"Authorization": "Bearer of-your-receiver"}],
+    ),
+]
+
+
+class WebhookEndpointCreate(Body):
+    url: Url
+    types: Types = Field(["*"])
     description: Description | None = None
+    headers: AddedHeaders = Field(default_factory=dict)
+    format: Format = "raw"
+    enabled: StrictBool = True
+
+
+class WebhookEndpointUpdate(Body):
+    """What is left out or null stays as it is."""
+
+    url: Url | None = None
+    types: Types | None = None
+    description: Description | None = None
+    headers: AddedHeaders | None = None
+    format: Format | None = None
+    enabled: StrictBool | None = Field(
+        None, description="`true` also forgets why and since when it was disabled; replay what it has missed."
+    )
+
+
+class RotateSecretRequest(Body):
+    overlap_hours: int = Field(
+        24, ge=0, le=168, description="How long the secret before signs as well; with 0 it ends at once."
+    )
+
+
+# Of a request without a body.
+_BY_DEFAULT = RotateSecretRequest()
+
+
+class ReplayRequest(Body):
+    since: Instant = Field(description="The time of the first event.")
+    until: Instant | None = Field(None, description="The time of the last one; without it, now.")
+    scope: Literal["all", "undelivered"] = Field(
+        "all", description="`undelivered` leaves out what the endpoint has accepted."
+    )
 
 
 class WebhookEndpointRead(View):
@@ -51,25 +109,40 @@ class WebhookEndpointRead(View):
     url: str
     types: list[str]
     description: str | None
+    header_names: list[str] = Field(examples=[["Authorization"]])
+    format: WebhookFormat
     enabled: bool
-    disabled_reason: str | None
+    disabled_reason: str | None = Field(description="Why we have disabled it; null where you have.")
+    failing_since: datetime | None = Field(
+        description="Since when nothing was accepted, if the last try was not.", examples=[None]
+    )
+    old_secret_until: datetime | None = Field(
+        description="Until when the secret before the last rotation signs as well.", examples=[None]
+    )
     created_at: datetime
     updated_at: datetime
 
 
-class WebhookEndpointCreated(WebhookEndpointRead):
-    secret: str = Field(description="Verifies signatures (Standard Webhooks); shown only now.")
+class WebhookEndpointWithSecret(WebhookEndpointRead):
+    secret: str = Field(
+        description="Verifies signatures (Standard Webhooks); shown only now.",
+        examples=["whsec_..."],
+    )
 
 
-@router.post("", status_code=201, responses=documented(), response_model=Envelope[WebhookEndpointCreated])
+class Replayed(View):
+    deliveries: int = Field(description="How many are sent because of it, besides those under way already.")
+
+
+@router.post("", status_code=201, responses=documented(), response_model=Envelope[WebhookEndpointWithSecret])
 @needs("manage:webhook-endpoints")
 async def create_webhook_endpoint(body: WebhookEndpointCreate, change: ChangeDep) -> Response:
     """Adds a receiver; its secret is shown only now."""
-    secret = new_webhook_secret()
+    secret, vault = new_webhook_secret(), change.shared.vault
     endpoint = WebhookEndpoint(
         organization_id=change.caller.organization_id,
-        sealed_secret=change.shared.vault.seal(secret),
-        **body.model_dump(),
+        sealed_secret=vault.seal(secret),
+        **_sealed(vault, body.model_dump()),
     )
     await change.add(endpoint)
     return await change.told(WebhookEndpointRead, endpoint, 201, secret=secret)
@@ -79,9 +152,26 @@ serve(
     router,
     WebhookEndpoint,
     WebhookEndpointRead,
-    filters={"enabled": bool},
+    filters={"enabled": bool, "format": WebhookFormat},
     search=("url", "description"),
 )
+
+
+@router.patch(
+    "/{id}", responses=documented(NotFound, PreconditionFailed), response_model=Envelope[WebhookEndpointRead]
+)
+@needs("manage:webhook-endpoints")
+async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change: ChangeDep) -> Response:
+    """Changes what is given, for whatever is sent from now on; the secret stays."""
+    endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
+    _keep_headers_where_they_belong(body, endpoint)
+    if body.enabled and not endpoint.enabled:
+        endpoint.disabled_reason = endpoint.failing_since = None
+    for name, value in _sealed(change.shared.vault, body.model_dump(exclude_none=True)).items():
+        setattr(endpoint, name, value)
+    if not endpoint.enabled:
+        await _end_deliveries(change, endpoint)
+    return await change.told(WebhookEndpointRead, endpoint)
 
 
 @router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))
@@ -90,4 +180,125 @@ async def delete_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     """Stops sending; deliveries under way are given up."""
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
     endpoint.deleted_at, endpoint.enabled = utc_now(), False
+    await _end_deliveries(change, endpoint)
     return Response(status_code=204)
+
+
+@router.post(
+    "/{id}/rotate-secret",
+    responses=documented(NotFound),
+    response_model=Envelope[WebhookEndpointWithSecret],
+)
+@needs("manage:webhook-endpoints")
+async def rotate_webhook_secret(
+    id: UUID, change: ChangeDep, body: RotateSecretRequest = _BY_DEFAULT
+) -> Response:
+    """A new secret, shown only now; for a time the one before signs as well, and any older one no more."""
+    endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
+    secret = new_webhook_secret()
+    overlaps = body.overlap_hours > 0
+    endpoint.sealed_old_secret = endpoint.sealed_secret if overlaps else None
+    endpoint.old_secret_until = utc_now() + timedelta(hours=body.overlap_hours) if overlaps else None
+    endpoint.sealed_secret = change.shared.vault.seal(secret)
+    return await change.told(WebhookEndpointRead, endpoint, secret=secret)
+
+
+@router.post(
+    "/{id}/ping",
+    status_code=202,
+    responses=documented(NotFound, InvalidState),
+    response_model=Envelope[DeliverySummary],
+)
+@needs("manage:webhook-endpoints")
+async def ping_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
+    """Sends a test, whatever types the endpoint wants; the delivery that is answered tells how it goes."""
+    # Not locked: whoever writes an event has the organization's sequence first and its endpoints after it.
+    endpoint = await change.owned(WebhookEndpoint, id)
+    change.about = endpoint
+    endpoint.need_open()
+    woken = await write_event(change.session, PINGED, endpoint, only_to=endpoint)
+    return under_way(change, await _last_ping(change, endpoint), woken)
+
+
+@router.post(
+    "/{id}/replay",
+    status_code=202,
+    responses=documented(NotFound, InvalidState),
+    response_model=Envelope[Replayed],
+)
+@needs("manage:webhook-endpoints")
+async def replay_events(id: UUID, body: ReplayRequest, change: ChangeDep) -> Response:
+    """Sends the events of a time that the endpoint wants, also those from before it wanted them.
+
+    What it has accepted comes again under the same `webhook-id`. At most 50,000 events.
+    """
+    now = utc_now()
+    until = body.until or now
+    _check_time(body.since, until, now, change.shared.settings.event_retention_days)
+    endpoint = await change.owned(WebhookEndpoint, id)
+    change.about = endpoint
+    endpoint.need_open()
+    missed = await find_missed(
+        change.session,
+        endpoint,
+        body.since,
+        until,
+        undelivered=body.scope == "undelivered",
+        limit=_MOST_REPLAYED + 1,
+    )
+    if len(missed) > _MOST_REPLAYED:
+        rule = f"leaves more than {_MOST_REPLAYED:,} events: choose a later one, or an earlier `until`"
+        raise invalid_field("since", rule)
+    sent = await replay(change.session, endpoint, missed, now)
+    await _wake(change, endpoint)
+    headers = {"Location": f"/v1/webhook-deliveries?endpoint_id={endpoint.id}"}
+    return change.answer({"deliveries": sent}, status=202, headers=headers)
+
+
+def _sealed(vault: Vault, given: dict[str, Any]) -> dict[str, Any]:
+    """What was given as the table has it: of headers the names, and the rest for nobody to read."""
+    headers = given.pop("headers", None)
+    if headers is None:
+        return given
+    return given | {
+        "header_names": list(headers),
+        "sealed_headers": vault.seal_mapping(headers) if headers else None,
+    }
+
+
+def _keep_headers_where_they_belong(body: WebhookEndpointUpdate, endpoint: WebhookEndpoint) -> None:
+    """Their values are shown to nobody: neither to who has the endpoint send them somewhere else."""
+    moved = body.url is not None and URL(body.url).origin() != URL(endpoint.url).origin()
+    if moved and endpoint.header_names and body.headers is None:
+        rule = "must be given again with a URL of another host: their values are known to you alone"
+        raise invalid_field("headers", rule)
+
+
+def _check_time(since: datetime, until: datetime, now: datetime, days: float) -> None:
+    if since < now - timedelta(days=days):
+        raise invalid_field("since", f"must lie in the last {days:g} days: older events are not kept")
+    if since > until:
+        raise invalid_field("since", "must not be later than `until`, which without a word is now")
+
+
+async def _last_ping(change: Change, endpoint: WebhookEndpoint) -> WebhookDelivery:
+    """The delivery of the ping that this transaction has written: nobody else can have written one since."""
+    found = await change.session.scalars(
+        select(WebhookDelivery)
+        .join(Event, col(Event.id) == col(WebhookDelivery.event_id))
+        .where(col(Event.resource_id) == endpoint.id, col(Event.type) == PINGED)
+        .order_by(col(Event.sequence).desc())
+        .limit(1)
+    )
+    return found.one()
+
+
+async def _end_deliveries(change: Change, endpoint: WebhookEndpoint) -> None:
+    """Has the endpoint's workflow end what waits now, rather than when it would have been tried."""
+    await change.session.flush()
+    await _wake(change, endpoint)
+
+
+async def _wake(change: Change, endpoint: WebhookEndpoint) -> None:
+    woken = await wake(change.session, [endpoint.id])
+    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, woken))
