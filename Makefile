@@ -9,7 +9,7 @@ READY := .venv/.ready
 LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help demo test fuzz lint types dev bench bench-api openapi docs histories lock clean distclean
+.PHONY: help demo test fuzz lint types dev bench bench-api bench-webhooks openapi docs histories lock clean distclean
 
 help: ## List what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,7 @@ demo: $(READY) ## Do the whole job once, on real parts (KEEP=1 leaves it running
 	$(BIN)/deployerp demo $(if $(KEEP),--keep)
 
 test: lint types ## Check and test everything, with real parts
-	scripts/system-packages postgres sshd busybox compose chromium
+	scripts/system-packages postgres sshd busybox compose chromium curl openssl
 	$(BIN)/python -m tests.provide
 	$(BIN)/pytest -n 2 --durations 15
 
@@ -51,6 +51,10 @@ bench: $(READY) ## Measure; the last line of each is one JSON object
 bench-api: $(READY) ## Measure the API on PostgreSQL with a million instances (QUICK=1 tries it out)
 	scripts/system-packages postgres
 	$(BIN)/python bench/api.py $(if $(QUICK),--quick)
+
+bench-webhooks: $(READY) ## Measure deliveries beside bare POSTs (QUICK=1 tries it out)
+	scripts/system-packages postgres
+	$(BIN)/python bench/webhooks.py $(if $(QUICK),--quick)
 
 openapi: $(READY) ## Write openapi.json
 	$(BIN)/python docs/openapi.py

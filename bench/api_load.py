@@ -214,3 +214,11 @@ def children_of(pid: int) -> list[int]:
         for task in Path(f"/proc/{pid}/task").iterdir():
             found += map(int, (task / "children").read_text().split())
     return found
+
+
+def child(name: str) -> int:
+    """The process of this one's children that runs the program. Raises `Unavailable`."""
+    for pid in children_of(os.getpid()):
+        if Path(f"/proc/{pid}/comm").read_text().strip() == name:
+            return pid
+    raise Unavailable(f"{name} does not run.")

@@ -16,7 +16,7 @@ import asyncpg
 import postgres
 from alembic import command as alembic
 from api_cases import CREATORS, Side
-from api_load import Load, children_of, cpu_seconds, machine_seconds, once, run
+from api_load import Load, child, cpu_seconds, machine_seconds, once, run
 from control_plane import percentile, running
 from temporalio.client import Client
 
@@ -139,7 +139,7 @@ async def parts(home: Path, size: api_fleet.Size) -> AsyncIterator[Parts]:
                     ports={"deployerp": ports.api, "bare": bare_port},
                     processes={"deployerp": api.pid, "bare": bare.pid},
                     database=database,
-                    temporal=_child("temporal"),
+                    temporal=child("temporal"),
                     settings=settings,
                     client=client,
                     fleet=fleet,
@@ -189,11 +189,3 @@ def _is_ready(port: int) -> bool:
 def _others_seconds() -> float:
     """What all that is not started by this process has spent so far."""
     return machine_seconds() - cpu_seconds(os.getpid())
-
-
-def _child(name: str) -> int:
-    """The process of this one's children that runs the program."""
-    for pid in children_of(os.getpid()):
-        if Path(f"/proc/{pid}/comm").read_text().strip() == name:
-            return pid
-    raise Unavailable(f"{name} does not run.")
