@@ -11,22 +11,22 @@ import json
 import pkgutil
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic.fields import FieldInfo
 
 import deployerp.domain
 import deployerp.drivers
-from deployerp.domain.errors import DeployError
+from deployerp.domain.errors import DeployError, tree
+from deployerp.domain.event_types import EVENT_TYPES, EventType
 from deployerp.domain.lifecycles import (
     FAILED,
     INSTANCE,
     LIFECYCLES,
     SERVER,
     Lifecycle,
-    event_types,
-    failure_event,
 )
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, PERMISSIONS, ROLE_PERMISSIONS
 from deployerp.domain.settings import Settings
@@ -67,17 +67,11 @@ def error_classes() -> set[type[DeployError]]:
         for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     by_code: dict[str, type[DeployError]] = {}
-    for error in _tree(DeployError):
-        by_code.setdefault(error.code, error)
+    for error in tree():
+        # Tests have some of their own.
+        if error.__module__.startswith("deployerp."):
+            by_code.setdefault(error.code, error)
     return set(by_code.values())
-
-
-def _tree(root: type[DeployError]) -> Iterable[type[DeployError]]:
-    # Parents first: a class that says nothing of its own means what the code's first owner says.
-    yield root
-    for child in root.__subclasses__():
-        if child.__module__.startswith("deployerp."):
-            yield from _tree(child)
 
 
 # Of those whose name is all that the code needs to say.
@@ -99,18 +93,28 @@ def _meaning(error: type[DeployError]) -> str:
 
 
 def events() -> str:
-    told = {
-        action.event: f"`{action.name}` of the {lifecycle.resource_type} succeeded; it is {action.end}"
-        for lifecycle in LIFECYCLES.values()
-        for action in lifecycle.actions.values()
-    } | {
-        failure_event(lifecycle.resource_type, name): (
-            f"`{name}` of the {lifecycle.resource_type} failed or was cancelled"
-        )
-        for lifecycle in LIFECYCLES.values()
-        for name in lifecycle.actions
-    }
-    return table(("Type", "When"), ((f"`{event}`", told[event]) for event in event_types()))
+    return table(("Type", "When"), ((f"`{each.name}`", each.when) for each in EVENT_TYPES.values()))
+
+
+def event_data() -> str:
+    """What events tell of each kind of resource, with one of them as an example."""
+    return "\n".join(_told(each) for each in {each.facts: each for each in EVENT_TYPES.values()}.values())
+
+
+def _told(example: EventType) -> str:
+    fields = example.schema["properties"]["data"]["properties"].items()
+    told = ((f"`{name}`", _kind(field), field.get("description")) for name, field in fields)
+    body = json.dumps(example.example, indent=2, ensure_ascii=False)
+    resource = example.name.partition(".")[0]
+    return f"### `{resource}.*`\n\n{table(('Field', 'Type', 'Meaning'), told)}\n```json\n{body}\n```\n"
+
+
+def _kind(schema: Mapping[str, Any]) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_kind(each) for each in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(f"`{each}`" for each in schema["enum"])
+    return str(schema.get("format", schema["type"]))
 
 
 def steps() -> str:
@@ -187,7 +191,17 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str | None]]) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     part.__name__: part
-    for part in (settings, errors, events, permissions, steps, actions, server_states, instance_states)
+    for part in (
+        settings,
+        errors,
+        events,
+        event_data,
+        permissions,
+        steps,
+        actions,
+        server_states,
+        instance_states,
+    )
 }
 
 

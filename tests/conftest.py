@@ -24,7 +24,7 @@ from deployerp.activities.records import Records
 from deployerp.api.app import create_app, open_context
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.database import SessionFactory, open_database, session_factory
-from deployerp.domain.errors import DeployError
+from deployerp.domain.errors import tree
 from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level
@@ -160,11 +160,7 @@ def settings_for(database_url: str, temporal_address: str, home: Path) -> Settin
     )
 
 
-def _tree(error: type[DeployError]) -> list[type[DeployError]]:
-    return [error, *(below for each in error.__subclasses__() for below in _tree(each))]
-
-
-ERRORS = _tree(DeployError)
+ERRORS = list(tree())
 
 
 @dataclass

@@ -7,7 +7,6 @@ from uuid import UUID
 
 from fastapi import Response
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlmodel import col
 
 from deployerp.api.answers import Data, shown
@@ -145,10 +144,7 @@ async def _order(
         requested_by=change.caller.actor_id,
         retry_of=retry_of,
     )
-    change.session.add(operation)
-    try:
-        await change.session.flush()
-    except IntegrityError:
-        # The index is the last word on one operation at a time.
-        raise OperationInProgress("Another operation has just begun: wait for it or cancel it.") from None
+    # The index is the last word on one operation at a time.
+    second = OperationInProgress("Another operation has just begun: wait for it or cancel it.")
+    await change.put(operation, second)
     return operation

@@ -52,13 +52,20 @@ def answer(
     return Response(encode(body), status, headers, media_type="application/json")
 
 
-def single(request: Request, data: Data) -> Response:
-    """One resource, with the ETag of what is told of it; 304 where the client has just that."""
+def tagged(request: Request, data: Data, *, status: int = 200, more: Data | None = None) -> Response:
+    """One resource, with the ETag of what is told of it; `more` is told this once."""
     encoded = encode(data)
-    headers = {"ETag": etag_of(encoded)}
-    if tags_of(request.headers.get("if-none-match")) & {headers["ETag"], "*"}:
-        return Response(status_code=304, headers=headers)
-    return answer(request, orjson.Fragment(encoded), headers=headers)
+    told = data | more if more else orjson.Fragment(encoded)
+    return answer(request, told, status=status, headers={"ETag": etag_of(encoded)})
+
+
+def single(request: Request, data: Data) -> Response:
+    """One resource with its ETag; 304 where the client has just that."""
+    response = tagged(request, data)
+    tag = response.headers["etag"]
+    if tags_of(request.headers.get("if-none-match")) & {tag, "*"}:
+        return Response(status_code=304, headers={"ETag": tag})
+    return response
 
 
 def tags_of(header: str | None) -> frozenset[str]:

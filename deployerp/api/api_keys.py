@@ -9,13 +9,12 @@ from pydantic import AfterValidator, Field
 
 from deployerp.api.changes import ChangeDep
 from deployerp.api.errors import documented
-from deployerp.api.forgetting import forget_after
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import Forbidden, NotFound, PreconditionFailed
+from deployerp.domain.errors import NotFound, PreconditionFailed
 from deployerp.domain.names import Instant, Name
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, Level
 
@@ -60,12 +59,8 @@ class ApiKeyCreated(ApiKeyRead):
 @needs("manage:api-keys")
 async def create_api_key(body: ApiKeyCreate, change: ChangeDep) -> Response:
     """Makes a key that may do at most what its maker may; it is shown only now."""
-    beyond = LEVEL_PERMISSIONS[body.level] - change.caller.permissions
-    if beyond:
-        raise Forbidden(
-            f"Your {change.caller.holds} does not include all of level `{body.level}`: choose a lower one.",
-            details={"permissions": sorted(beyond)},
-        )
+    permissions = LEVEL_PERMISSIONS[body.level]
+    change.caller.cover(permissions, f"level `{body.level}`", "choose a lower one")
     key, token = new_api_key(change.caller.organization_id, body.name, body.level, body.expires_at)
     await change.add(key)
     return await change.told(ApiKeyRead, key, 201, token=token)
@@ -98,5 +93,5 @@ async def revoke_api_key(id: UUID, change: ChangeDep) -> Response:
     """Ends a key for good, also the one that asks; it stays listed, because the audit log names it."""
     key = await change.subject(ApiKey, ApiKeyRead, id)
     key.revoked_at = key.revoked_at or utc_now()
-    forget_after(change, key.id)
+    change.forgotten.append(key.id)
     return Response(status_code=204)

@@ -12,6 +12,7 @@ from deployerp.api import (
     audit_log,
     auth,
     errors,
+    event_types,
     events,
     health,
     instances,
@@ -33,6 +34,7 @@ from deployerp.api.gate import Gate
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.requests import RequestIds
 from deployerp.api.totals import Totals
+from deployerp.api.watcher import Watcher
 from deployerp.domain.database import open_database, session_factory
 from deployerp.domain.reads import open_reader
 from deployerp.domain.secrets import Vault
@@ -45,6 +47,7 @@ ROUTERS = (
     servers.router,
     operations.router,
     events.router,
+    event_types.router,
     providers.router,
     webhook_endpoints.router,
     webhook_deliveries.router,
@@ -74,6 +77,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         limiter=Limiter(sessions),
         totals=Totals(),
         background=background,
+        watcher=Watcher(sessions),
     )
     yield context
     await context.background.drain()
@@ -86,7 +90,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_context(settings) as app.state.context:
+        async with open_context(settings) as context, context.watcher.looking():
+            app.state.context = context
             yield
 
     app = FastAPI(

@@ -14,8 +14,7 @@ from sqlmodel import col
 from deployerp.api.answers import answer
 from deployerp.api.deps import Context, ContextDep
 from deployerp.api.errors import limited
-from deployerp.api.gate import network_of
-from deployerp.api.requests import address_of
+from deployerp.api.requests import address_of, network_of
 from deployerp.api.routes import Route, public
 from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain import refresh_tokens

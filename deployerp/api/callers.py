@@ -29,3 +29,15 @@ class Caller:
                 f"Your {self.holds} does not include `{permission}`: ask an administrator for it.",
                 details={"permission": permission},
             )
+
+    def cover(self, permissions: frozenset[str], of: str, instead: str) -> None:
+        """Nobody gives or takes what may do more than they: `of` names it, `instead` says what to do.
+
+        Raises `Forbidden`.
+        """
+        beyond = permissions - self.permissions
+        if beyond:
+            raise Forbidden(
+                f"Your {self.holds} does not include all of {of}: {instead}.",
+                details={"permissions": sorted(beyond)},
+            )

@@ -6,17 +6,18 @@ What is written here is the outbox: when Temporal does not answer, the sweep sta
 import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Annotated, Any, TypeVar, cast
 from uuid import UUID
 
-import structlog
 from fastapi import Depends, Request, Response
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
 from deployerp.api import deps
-from deployerp.api.answers import Data, answer, encode, etag_of, shown, tags_of
+from deployerp.api.answers import Data, answer, encode, etag_of, shown, tagged, tags_of
 from deployerp.api.callers import Caller
 from deployerp.api.deps import Context
 from deployerp.api.idempotency import keyed
@@ -28,10 +29,10 @@ from deployerp.domain.base import Record
 from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import NotFound, PreconditionFailed
 from deployerp.domain.operations import Operation
+from deployerp.domain.statements import Row, Statement, put, run
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Owned = TypeVar("Owned", bound=Record)
-log = structlog.get_logger()
 
 
 @dataclass
@@ -42,10 +43,14 @@ class Change:
     caller: Caller
     session: AsyncSession
     shared: Context
+    trail: Trail
     # What the request is about: the audit log tells of it,
     about: Record = field(init=False)
     # and of what belongs to it, such as a user's membership.
     parts: list[Record] = field(default_factory=list)
+    # Users and keys that this process looks up anew as soon as the change is there: the next request may
+    # come sooner than what is done beside the answer.
+    forgotten: list[UUID] = field(default_factory=list)
     # Done in turn, beside the answer, once others can see the change; a sweep makes good what is lost.
     afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
@@ -54,15 +59,17 @@ class Change:
 
         With `lock` nobody else changes it before the transaction ends.
         """
-        found = await self.session.get(model, id, with_for_update=lock)
-        record = cast("Any", found)
-        if (
-            record is None
-            or record.organization_id != self.caller.organization_id
-            or getattr(record, "deleted_at", None)
-        ):
+        return await owned(self.session, model, id, self.caller.organization_id, lock=lock)
+
+    async def hold(self, model: type[Record], id: UUID, *names: str) -> Row:
+        """These columns of the caller's own row, which stays as it is until the transaction ends.
+
+        For what is needed and not changed. Raises `NotFound`.
+        """
+        found = await run(self.session, _held(model, names), {"id": id})
+        if not found or self.caller.organization_id != found[0]["organization_id"]:
             raise missing(model.__name__, id)
-        return record  # type: ignore[no-any-return]
+        return found[0]
 
     async def subject(self, model: type[Owned], view: type[View], id: UUID) -> Owned:
         """The object that the request is about, locked; as `view` tells it, it is what `If-Match` wants.
@@ -71,22 +78,32 @@ class Change:
         """
         found = await self.owned(model, id, lock=True)
         self.about = found
-        wanted = tags_of(self.request.headers.get("if-match"))
-        if wanted and "*" not in wanted and etag_of(encode(shown(view, found))) not in wanted:
-            raise PreconditionFailed(
-                "It has changed since you read it: read it again and decide anew.",
-                details={"etag": etag_of(encode(shown(view, found)))},
-            )
+        self.expect(shown(view, found))
         return found
+
+    def expect(self, told: Data) -> None:
+        """What the request is about, as it is told, must be what `If-Match` wants.
+
+        Raises `PreconditionFailed`.
+        """
+        wanted = tags_of(self.request.headers.get("if-match"))
+        if wanted and not wanted & {"*", tag := etag_of(encode(told))}:
+            raise PreconditionFailed(
+                "It has changed since you read it: read it again and decide anew.", details={"etag": tag}
+            )
 
     async def add(self, record: Record, taken: Exception | None = None) -> None:
         """Adds the record that the request is about. Raises `taken` where its name is."""
         self.about = record
-        self.session.add(record)
+        await self.put(record, taken)
+
+    async def put(self, record: Record, taken: Exception | None = None) -> None:
+        """Inserts a record as it is now. Raises `taken` where a rule of the database forbids it."""
         try:
-            await self.session.flush()
+            await put(self.session, record)
         except IntegrityError as error:
             raise (taken or error) from None
+        self.trail.made(record)
 
     def answer(
         self, data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -97,9 +114,17 @@ class Change:
         """The record as it is now, with its ETag."""
         # What the database sets, such as the time of the update, is known after the flush.
         await self.session.flush()
-        data: Data = shown(view, record)
-        headers = {"ETag": etag_of(encode(data))}
-        return answer(self.request, data | more, status=status, headers=headers)
+        return tagged(self.request, shown(view, record), status=status, more=more)
+
+
+@cache
+def _held(model: type[Record], names: tuple[str, ...]) -> Statement:
+    columns = model.__table__.columns  # type: ignore[attr-defined]
+    wanted = [columns[name] for name in ("organization_id", *names)]
+    found = select(*wanted).where(columns["id"] == bindparam("id", type_=columns["id"].type))
+    if "deleted_at" in columns:
+        found = found.where(columns["deleted_at"].is_(None))
+    return Statement(found.with_for_update())
 
 
 def snake(name: str) -> str:
@@ -107,11 +132,26 @@ def snake(name: str) -> str:
     return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
 
 
+async def owned(
+    session: AsyncSession, model: type[Owned], id: UUID, organization_id: UUID, *, lock: bool = False
+) -> Owned:
+    """The organization's own object; another's does not exist for it. Raises `NotFound`."""
+    found: Any = await session.get(model, id, with_for_update=lock)
+    if (
+        found is None
+        or found.organization_id != organization_id
+        or getattr(found, "deleted_at", None) is not None
+    ):
+        raise missing(model.__name__, id)
+    return cast("Owned", found)
+
+
 def missing(name: str, id: object) -> NotFound:
     return NotFound(f"There is no {snake(name).replace('_', ' ')} {id}.")
 
 
-def change(request: Request) -> Change:
+async def change(request: Request) -> Change:
+    # Not a plain function: the framework would call that in a thread.
     return cast("Change", request.state.change)
 
 
@@ -127,15 +167,16 @@ async def carry_out(request: Request, caller: Caller, name: str, handle: Handler
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:
             return given
-        made = request.state.change = Change(request, caller, session, shared)
-        trail = Trail(session)
+        made = request.state.change = Change(request, caller, session, shared, Trail(session))
         response = await handle(request)
         if key is not None:
-            key.keep(session, shared.vault, response)
+            await key.keep(session, shared.vault, response)
         await session.flush()
         # Last of all: whoever else changes something in the organization waits from here to the commit.
-        await append(session, caller.organization_id, _deed(made, name, trail.changes()))
+        await append(session, caller.organization_id, _deed(made, name, made.trail.changes()))
     shared.totals.forget(caller.organization_id)
+    for actor_id in made.forgotten:
+        shared.authenticator.forget(actor_id)
     if made.afterwards:
         shared.background.run(_in_turn(made.afterwards))
     return response

@@ -10,6 +10,7 @@ from deployerp.api.background import Background
 from deployerp.api.callers import Caller
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.totals import Totals
+from deployerp.api.watcher import Watcher
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import Unauthorized
 from deployerp.domain.reads import Reader
@@ -35,6 +36,7 @@ class Context:
     limiter: Limiter
     totals: Totals
     background: Background
+    watcher: Watcher
 
 
 def context(request: Request) -> Context:
@@ -51,5 +53,14 @@ def caller(request: Request) -> Caller:
     return found
 
 
-ContextDep = Annotated[Context, Depends(context)]
-CallerDep = Annotated[Caller, Depends(caller)]
+# Not the plain functions: the framework would call those in threads.
+async def _context(request: Request) -> Context:
+    return context(request)
+
+
+async def _caller(request: Request) -> Caller:
+    return caller(request)
+
+
+ContextDep = Annotated[Context, Depends(_context)]
+CallerDep = Annotated[Caller, Depends(_caller)]

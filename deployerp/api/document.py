@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from deployerp.api import webhook_contract
 from deployerp.api.examples import example_of
 from deployerp.api.idempotency import HEADER, MAX_LENGTH
 from deployerp.api.routes import PUBLIC, SAFE, Route
@@ -15,6 +16,7 @@ from deployerp.domain.errors import (
     IdempotencyKeyReused,
     PayloadTooLarge,
     Unavailable,
+    tree,
 )
 
 Document = dict[str, Any]
@@ -53,7 +55,7 @@ _HEADERS: dict[str, tuple[Document, str]] = {
     "Retry-After": (_NUMBER, "Seconds until it is worth trying again."),
     "WWW-Authenticate": (_TEXT, "How to prove who you are (RFC 6750)."),
     "ETag": (_TEXT, "What `If-Match` and `If-None-Match` compare."),
-    "Location": (_TEXT, "The operation that was begun."),
+    "Location": (_TEXT, "Where to see how it goes on."),
     "Link": (_TEXT, "The pages around: first, prev, next, last (RFC 8288)."),
     "Idempotent-Replayed": (_TEXT, "`true` when the answer was given before."),
 }
@@ -93,7 +95,9 @@ def document(app: FastAPI) -> Document:
     components["parameters"] = {
         name: {"name": name, "in": "header", "required": False, "schema": schema, "description": text}
         for name, (schema, text) in _SENT.items()
-    }
+    } | webhook_contract.PARAMETERS
+    components["schemas"] |= webhook_contract.schemas()
+    told["webhooks"] = webhook_contract.webhooks()
     for route, method, operation in _operations(app, told):
         _complete(route, method, operation, components["schemas"])
     return told
@@ -126,7 +130,7 @@ def _complete(route: Route, method: str, operation: Document, schemas: Document)
         _accept(operation, "If-None-Match")
         responses["304"] = {"description": "It still has the `ETag` of `If-None-Match`."}
     if "202" in responses:
-        responses["202"]["links"] = _link_to_operation(operation)
+        responses["202"]["links"] = _links_of(operation)
     for status, response in responses.items():
         response["headers"] = _headers_of(route, method, status, replayed=guarded and unsafe)
     _give_examples(operation, schemas)
@@ -145,11 +149,22 @@ def _fail(responses: Document, error: type[DeployError]) -> None:
     known["description"] = ", ".join(filter(None, (known["description"], f"`{error.code}`")))
 
 
-def _link_to_operation(operation: Document) -> Document:
-    """How the answer leads to `get_operation`; an answer can be the operation itself."""
+# By what an answer is: the name of what it has begun, which operation shows that, and where its id is.
+_BEGUN = {
+    "Accepted": ("operation", "get_operation", "/data/operation/id"),
+    "OperationSummary": ("operation", "get_operation", "/data/id"),
+    "DeliverySummary": ("delivery", "get_webhook_delivery", "/data/id"),
+}
+
+
+def _links_of(operation: Document) -> Document:
+    """How the answer leads to what it has begun."""
     schema = operation["responses"]["202"]["content"][_JSON]["schema"]["$ref"]
-    at = "/data/id" if "OperationSummary" in schema else "/data/operation/id"
-    return {"operation": {"operationId": "get_operation", "parameters": {"id": f"$response.body#{at}"}}}
+    return {
+        name: {"operationId": shows, "parameters": {"id": f"$response.body#{at}"}}
+        for part, (name, shows, at) in _BEGUN.items()
+        if part in schema
+    }
 
 
 def _headers_of(route: Route, method: str, status: str, *, replayed: bool) -> Document:
@@ -179,7 +194,7 @@ def _give_examples(operation: Document, schemas: Document) -> None:
 def _failure(response: Document) -> Document:
     """An answer with the first of the codes that the description lists."""
     code = response["description"].split("`")[1]
-    error = next(each for each in _tree(DeployError) if each.code == code)
+    error = next(each for each in tree() if each.code == code)
     message = _MESSAGES.get(code) or (error.__doc__ or code).strip().splitlines()[0]
     meta = {"request_id": "0f9c2d1e5b7a4c3d8e6f001122334455", "timestamp": "2026-11-21T12:00:00Z"}
     return {"success": False, "error": {"code": code, "message": message, "details": {}}, "meta": meta}
@@ -190,9 +205,3 @@ _MESSAGES = {
     "internal_error": "Something went wrong on our side. The log has it under the request's id.",
     "validation_error": "name: must have at least 1 character",
 }
-
-
-def _tree(error: type[DeployError]) -> Iterator[type[DeployError]]:
-    yield error
-    for below in error.__subclasses__():
-        yield from _tree(below)

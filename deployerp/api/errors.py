@@ -129,7 +129,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     state = request.scope["state"]
     # Outside of the middleware that gives the other lines their request id.
     told = log.bind(path=request.scope["path"], request_id=state["request_id"])
-    unknown: DeployError | None = _away(error)
+    unknown: DeployError | None = away(error)
     if unknown is None:
         told.error("unexpected", exc_info=error)
         unknown = DeployError(
@@ -143,10 +143,11 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return answer
 
 
-def _away(error: Exception) -> Unavailable | None:
+def away(error: Exception) -> Unavailable | None:
     """What to say when the database is not there; its own error is in the log."""
-    of_driver = isinstance(error, ConnectionError | TimeoutError | asyncpg.PostgresConnectionError)
-    if of_driver or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+    of_driver = isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError)
+    of_network = isinstance(error, ConnectionError | TimeoutError)
+    if of_driver or of_network or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
         return Unavailable(
             "The database does not answer: try again in a moment, a change with the same Idempotency-Key."
         )

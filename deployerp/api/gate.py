@@ -1,7 +1,5 @@
 """The door: every request is told apart, counted, and answered with what is left of its limit."""
 
-from ipaddress import IPv6Address, IPv6Network
-
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,15 +8,13 @@ from deployerp.api.callers import Caller
 from deployerp.api.deps import Context
 from deployerp.api.errors import answer_of
 from deployerp.api.rate_limits import Standing
-from deployerp.api.requests import address_of
+from deployerp.api.requests import address_of, network_of
 from deployerp.api.routes import SAFE
 from deployerp.domain.errors import DeployError, PayloadTooLarge, RateLimitExceeded, Unauthorized
 from deployerp.domain.plans import Limits
 
 # Asked by machines that must get an answer, with nothing to be had from them.
 _UNCOUNTED = frozenset({"/healthz", "/readyz", "/metrics"})
-# Who has one IPv6 address has as many as he likes of its network.
-_IPV6_PREFIX = 64
 
 
 class Gate:
@@ -60,7 +56,7 @@ async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Stand
 
 
 async def _caller(scope: Scope, shared: Context, address: str) -> Caller | None:
-    token = _bearer_of(scope)
+    token = bearer_of(scope)
     if token is None:
         return None
     known = shared.authenticator.remembered(token)
@@ -73,24 +69,12 @@ async def _caller(scope: Scope, shared: Context, address: str) -> Caller | None:
         return None
 
 
-def _bearer_of(scope: Scope) -> str | None:
+def bearer_of(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"authorization":
             scheme, _, token = value.decode("latin-1").partition(" ")
             return token.strip() if scheme.lower() == "bearer" else None
     return None
-
-
-def network_of(address: str) -> str:
-    """What is counted as one: an IPv4 address, or the network of an IPv6 address."""
-    if ":" not in address:
-        return address
-    try:
-        known = IPv6Address(address.partition("%")[0])
-    except ValueError:
-        # A proxy that is trusted says what it likes.
-        return address[:64]
-    return str(known.ipv4_mapped or IPv6Network((known, _IPV6_PREFIX), strict=False))
 
 
 def _length_of(scope: Scope) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from fastapi import Request, Response
-from sqlalchemy import delete, func, select
+from sqlalchemy import BigInteger, bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
@@ -16,12 +16,24 @@ from deployerp.domain.base import utc_now
 from deployerp.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
 from deployerp.domain.idempotency import KEPT_FOR, IdempotencyRecord
 from deployerp.domain.secrets import Vault
+from deployerp.domain.statements import Statement, put, run
 
 HEADER = "Idempotency-Key"
 MAX_LENGTH = 255
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{MAX_LENGTH}}}")
 # What else belongs to an answer; the rest is made anew for every request.
 _KEPT_HEADERS = ("content-type", "etag", "location")
+
+
+_KEPT = Statement(
+    select(*IdempotencyRecord.__table__.columns).where(  # type: ignore[attr-defined]
+        col(IdempotencyRecord.organization_id) == bindparam("organization_id"),
+        col(IdempotencyRecord.key) == bindparam("key"),
+    )
+)
+_CLAIM = Statement(
+    select(func.pg_try_advisory_xact_lock(bindparam("number", type_=BigInteger)).label("claimed"))
+)
 
 
 @dataclass(frozen=True)
@@ -39,37 +51,34 @@ class Keyed:
         """
         if session.get_bind().dialect.name == "postgresql":
             await self._claim(session)
-        record = await session.scalar(
-            select(IdempotencyRecord).where(
-                col(IdempotencyRecord.organization_id) == self.organization_id,
-                col(IdempotencyRecord.key) == self.key,
-            )
-        )
-        if record is None:
+        found = await run(session, _KEPT, {"organization_id": self.organization_id, "key": self.key})
+        if not found:
             return None
-        if record.expires_at <= utc_now():
-            await session.execute(delete(IdempotencyRecord).where(col(IdempotencyRecord.id) == record.id))
+        kept = found[0]
+        if kept["expires_at"] <= utc_now():
+            await session.execute(delete(IdempotencyRecord).where(col(IdempotencyRecord.id) == kept["id"]))
             return None
-        if record.fingerprint != self.fingerprint:
+        if kept["fingerprint"] != self.fingerprint:
             raise IdempotencyKeyReused(
                 f"This {HEADER} came with another request before: use a new key for a new request."
             )
-        return _restored(vault.open_mapping(record.sealed_answer), record.status)
+        return _restored(vault.open_mapping(kept["sealed_answer"]), kept["status"])
 
     async def _claim(self, session: AsyncSession) -> None:
         """Holds the key until the transaction ends; on SQLite writers wait for each other anyway."""
         number = int.from_bytes(hashlib.sha256(f"{self.organization_id}{self.key}".encode()).digest()[:8])
         # A bigint of PostgreSQL's has a sign.
-        if not await session.scalar(select(func.pg_try_advisory_xact_lock(number - 2**63))):
+        if not (await run(session, _CLAIM, {"number": number - 2**63}))[0]["claimed"]:
             raise IdempotencyInProgress(
                 f"A request with this {HEADER} is being carried out: send it again in a moment."
             )
 
-    def keep(self, session: AsyncSession, vault: Vault, response: Response) -> None:
+    async def keep(self, session: AsyncSession, vault: Vault, response: Response) -> None:
         """Adds the answer to the transaction of its change."""
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
         body = base64.b64encode(bytes(response.body)).decode()
-        session.add(
+        await put(
+            session,
             IdempotencyRecord(
                 organization_id=self.organization_id,
                 key=self.key,
@@ -77,7 +86,7 @@ class Keyed:
                 status=response.status_code,
                 sealed_answer=vault.seal_mapping({"headers": headers, "body": body}),
                 expires_at=utc_now() + KEPT_FOR,
-            )
+            ),
         )
 
 

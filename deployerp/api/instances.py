@@ -106,7 +106,8 @@ async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
     """Deploys an Odoo with a database of its own on a server."""
     _check(body, change.shared.settings)
     # Locked, so that it is not deleted in the meantime.
-    _need_running(await change.owned(Server, body.server_id, lock=True))
+    server = await change.hold(Server, body.server_id, "name", "status")
+    _need_running(server["name"], server["status"])
     instance = _new_instance(body, change)
     taken = Conflict(
         f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
@@ -168,7 +169,8 @@ async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
 async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeDep) -> Response:
     """Starts, stops or restarts the instance."""
     instance = await change.subject(Instance, InstanceRead, id)
-    _need_running(await change.session.get_one(Server, instance.server_id))
+    server = await change.session.get_one(Server, instance.server_id)
+    _need_running(server.name, server.status)
     operation = await actions.act(change, instance, body.action)
     return actions.begun(change, operation, InstanceRead, instance)
 
@@ -211,12 +213,9 @@ def _check(body: InstanceCreate, settings: Settings) -> None:
             raise invalid_field(field, f"must be one of {', '.join(allowed)}")
 
 
-def _need_running(server: Server) -> None:
-    if server.status != "running":
-        raise InvalidState(
-            f"The server {server.name} is {server.status}: it must be running.",
-            details={"status": server.status},
-        )
+def _need_running(name: str, status: str) -> None:
+    if status != "running":
+        raise InvalidState(f"The server {name} is {status}: it must be running.", details={"status": status})
 
 
 def _new_instance(body: InstanceCreate, change: Change) -> Instance:

@@ -28,7 +28,8 @@ from deployerp.api.answers import fields_of
 from deployerp.api.errors import invalid_field, invalid_fields
 from deployerp.api.schemas import View
 from deployerp.domain.names import Instant
-from deployerp.domain.reads import Query, Row
+from deployerp.domain.reads import Query
+from deployerp.domain.statements import Row
 
 Order = Literal["asc", "desc"]
 _MOST_FIELDS = 50
@@ -62,6 +63,11 @@ class Asked:
     # What was asked but for the page: other pages are asked for with the same.
     same: tuple[tuple[str, str], ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The filters that were asked for."""
+        return tuple(name for name, _ in self.filters)
+
 
 Text = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
 _PARAMETERS: dict[str, tuple[Any, str]] = {
@@ -84,6 +90,8 @@ _COMPARED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
     "created_after": ("created_at", operator.gt),
     "created_before": ("created_at", operator.lt),
     "after": ("sequence", operator.gt),
+    # Its value is a pattern.
+    "type": ("type", lambda column, pattern: column.like(pattern, escape="\\")),
 }
 # How the value in a cursor is read, by the type of the field that the list is sorted by; no database takes
 # every text.
@@ -165,15 +173,14 @@ class Listing:
         return values | {"position_value": asked.position.value, "position_id": asked.position.id}
 
     def query(self, asked: Asked, *, counted: bool) -> Query:
-        names = tuple(name for name, _ in asked.filters)
-        return self._query(asked.sort, asked.order, names, asked.position is not None, counted)
+        return self._query(asked.sort, asked.order, asked.names, asked.position is not None, counted)
 
     @cache  # noqa: B019  (listings are made once and live as long as the program)
     def _query(self, sort: str, order: Order, filters: tuple[str, ...], after: bool, counted: bool) -> Query:
         column, tie_break = self._columns[sort], self._columns["id"]
         statement = self._rows(filters)
         if counted:
-            statement = statement.add_columns(self._count(filters).scalar_subquery().label(TOTAL))
+            statement = statement.add_columns(self._count(filters).label(TOTAL))
         if after:
             known = tuple_(
                 bindparam("position_value", type_=column.type), bindparam("position_id", type_=tie_break.type)
@@ -190,7 +197,7 @@ class Listing:
         return select(*columns).where(*self._conditions(filters))
 
     def _count(self, filters: tuple[str, ...]) -> Select[Any]:
-        return select(func.count()).select_from(self.model).where(*self._conditions(filters))
+        return select(func.count().label(TOTAL)).select_from(self.model).where(*self._conditions(filters))
 
     def _conditions(self, filters: tuple[str, ...]) -> list[Any]:
         owner = self._columns["organization_id"]
@@ -216,7 +223,7 @@ class Listing:
 
     @cache  # noqa: B019
     def count(self, filters: tuple[str, ...]) -> Query:
-        return Query(self._count(filters).with_only_columns(func.count().label(TOTAL)))
+        return Query(self._count(filters))
 
     @cached_property
     def parameters(self) -> dict[str, tuple[Any, str]]:

@@ -1,7 +1,7 @@
 """Operations: what runs, how far it is, and how to stop it or try again."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
@@ -14,10 +14,10 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api import actions
+from deployerp.api import actions, streams
 from deployerp.api.actions import OperationSummary
-from deployerp.api.answers import Data, encode, shown, single
-from deployerp.api.changes import ChangeDep, missing
+from deployerp.api.answers import Data, shown, single
+from deployerp.api.changes import ChangeDep, owned
 from deployerp.api.deps import CallerDep, Context, ContextDep
 from deployerp.api.errors import documented
 from deployerp.api.lists import Text
@@ -39,8 +39,6 @@ from deployerp.domain.servers import Server
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Route)
 _POLL_SECONDS = 0.3
-# Proxies close a stream that is silent for long.
-_SILENCE_SECONDS = 15
 
 
 class StepRead(View):
@@ -91,41 +89,33 @@ async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: 
 
 @router.get(
     "/{id}/events",
-    responses=documented(NotFound) | {200: {"content": {"text/event-stream": {}}}},
+    responses=documented(NotFound) | streams.documented(OperationRead),
     response_class=StreamingResponse,
 )
 @needs("read:operations")
-async def stream_operation(id: UUID, shared: ContextDep, caller: CallerDep) -> StreamingResponse:
+async def stream_operation(
+    id: UUID, request: Request, shared: ContextDep, caller: CallerDep
+) -> StreamingResponse:
     """Server-sent events: the whole operation at each change, until it has ended."""
     await _read_own(shared, caller.organization_id, id)
-    stream = _changes_of(shared, caller.organization_id, id)
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return streams.stream(request, _changes_of(shared, caller.organization_id, id))
 
 
 async def _read_own(shared: Context, organization_id: UUID, id: UUID) -> Data:
     """Raises `NotFound`."""
     async with tenant_transaction(shared.sessions, organization_id) as session:
-        operation = await session.get(Operation, id)
-        if operation is None or operation.organization_id != organization_id:
-            raise missing("Operation", id)
-        return await read(session, operation)
+        return await read(session, await owned(session, Operation, id, organization_id))
 
 
-async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncIterator[str]:
-    told, silent = "", 0.0
+async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncGenerator[bytes]:
+    known: Data = {}
     while True:
-        operation = await _read_own(shared, organization_id, id)
-        body = encode(operation).decode()
-        if body != told:
-            told, silent = body, 0.0
-            yield f"event: operation\ndata: {body}\n\n"
-        elif silent > _SILENCE_SECONDS:
-            silent = 0.0
-            yield ": still here\n\n"
-        if operation["state"] not in OPEN_OPERATION_STATES:
+        told = await _read_own(shared, organization_id, id)
+        yield b"" if told == known else streams.message("operation", told)
+        if told["state"] not in OPEN_OPERATION_STATES:
             return
+        known = told
         await asyncio.sleep(_POLL_SECONDS)
-        silent += _POLL_SECONDS
 
 
 @router.post(

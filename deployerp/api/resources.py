@@ -16,7 +16,7 @@ from deployerp.api.lists import TOTAL, Asked, Listing, Order
 from deployerp.api.routes import needs
 from deployerp.api.schemas import Envelope, ListEnvelope, View
 from deployerp.domain.errors import NotFound
-from deployerp.domain.reads import Row
+from deployerp.domain.statements import Row
 
 
 def serve(
@@ -81,24 +81,25 @@ async def _listed(request: Request, listing: Listing) -> Response:
     organization_id = deps.caller(request).organization_id
     shared = deps.context(request)
     # By the list itself, of which there is one.
-    same = (id(listing), asked.filters)
-    total = shared.totals.of(organization_id, same)
+    counted_as = (id(listing), asked.filters)
+    total = shared.totals.of(organization_id, counted_as)
     counted = asked.position is None and total is None
     values = listing.values(asked, organization_id)
     rows = await shared.reader.rows(organization_id, listing.query(asked, counted=counted), values)
     if counted:
         counts = [row.pop(TOTAL) for row in rows]
         if not counts and asked.page > 1:
-            names = tuple(name for name, _ in asked.filters)
-            counts = [(await shared.reader.rows(organization_id, listing.count(names), values))[0][TOTAL]]
+            counted_alone = listing.count(asked.names)
+            counts = [(await shared.reader.rows(organization_id, counted_alone, values))[0][TOTAL]]
         total = counts[0] if counts else 0
-        shared.totals.learn(organization_id, same, total)
+        shared.totals.learn(organization_id, counted_as, total)
     more = len(rows) > asked.per_page
     rows = rows[: asked.per_page]
     cursor = listing.next_cursor(asked, rows[-1]) if more else None
     meta, links = _paged(asked, total, cursor)
     path = request.scope["path"]
-    told = ", ".join(f'<{path}?{urlencode((*asked.same, at))}>; rel="{rel}"' for rel, at in links.items())
+    same = f"{path}?{urlencode(asked.same)}{'&' if asked.same else ''}"
+    told = ", ".join(f'<{same}{name}={value}>; rel="{rel}"' for rel, (name, value) in links.items())
     return answer(request, rows, meta=meta, headers={"Link": told})
 
 

@@ -1,6 +1,6 @@
 """The one way into every endpoint: who may, in which transaction, answered how often, told to the log."""
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -10,10 +10,9 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
 from deployerp.api import deps
-from deployerp.api.changes import carry_out
+from deployerp.api.changes import Handler, carry_out
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 SAFE = {"GET", "HEAD", "OPTIONS"}
 # Of an endpoint that asks for no permission.
 PUBLIC = "public"

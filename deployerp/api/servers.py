@@ -77,7 +77,7 @@ class ServerAccepted(ServerRead):
 async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
     """Provisions a machine and makes it ready for instances."""
     # Locked, so that it is not deleted in the meantime.
-    await change.owned(Provider, body.provider_id, lock=True)
+    await change.hold(Provider, body.provider_id)
     server = Server(organization_id=change.caller.organization_id, **body.model_dump())
     taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
     operation = await actions.create(change, server, taken)

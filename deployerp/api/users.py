@@ -10,16 +10,15 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api.answers import encode, etag_of, shown, single, tags_of
+from deployerp.api.answers import Data, shown, single, tagged
 from deployerp.api.callers import Caller
 from deployerp.api.changes import Change, ChangeDep, missing
 from deployerp.api.errors import documented, invalid_field
-from deployerp.api.forgetting import forget_after
 from deployerp.api.resources import find, serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Body, Envelope, View
 from deployerp.domain.database import as_control_plane
-from deployerp.domain.errors import Conflict, Forbidden, NotFound, PreconditionFailed
+from deployerp.domain.errors import Conflict, NotFound, PreconditionFailed
 from deployerp.domain.names import Name
 from deployerp.domain.passwords import LONGEST, SHORTEST, check_password, hashed
 from deployerp.domain.permissions import ROLE_PERMISSIONS, ROLES, Role
@@ -81,7 +80,7 @@ async def create_user(body: UserCreate, change: ChangeDep) -> Response:
         member = Member(organization_id=change.caller.organization_id, user_id=user.id, role=body.role)
         await change.add(member, _in_use(body.email))
         change.about, change.parts = user, [member]
-    return change.answer(_told(user, member), status=201, headers=_tag(user, member))
+    return tagged(change.request, _told(user, member), status=201)
 
 
 _LISTING = serve(
@@ -113,13 +112,13 @@ async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response
         _check_grant(change.caller, body.role)
         _check_owners(owners, user)
         member.role = body.role
-        forget_after(change, user.id)
+        change.forgotten.append(user.id)
     if body.name is not None and body.name != user.name:
         async with as_control_plane(change.session):
             await _check_alone(change, user)
             user.name = body.name
     await change.session.flush()
-    return change.answer(_told(user, member), headers=_tag(user, member))
+    return tagged(change.request, _told(user, member))
 
 
 @router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict, PreconditionFailed))
@@ -131,7 +130,7 @@ async def remove_user(id: UUID, change: ChangeDep) -> Response:
     _check_owners(owners, user)
     async with as_control_plane(change.session):
         await end_membership(change.session, member)
-    forget_after(change, user.id)
+    change.forgotten.append(user.id)
     return Response(status_code=204)
 
 
@@ -154,34 +153,19 @@ async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
         raise missing("User", id)
     member, user = found
     change.about, change.parts = user, [member]
-    wanted = tags_of(change.request.headers.get("if-match"))
-    tag = _tag(user, member)["ETag"]
-    if wanted and not wanted & {"*", tag}:
-        raise PreconditionFailed(
-            "It has changed since you read it: read it again and decide anew.", details={"etag": tag}
-        )
+    change.expect(_told(user, member))
     return user, member, owners
 
 
-def _told(user: User, member: Member) -> dict[str, Any]:
+def _told(user: User, member: Member) -> Data:
     person = SimpleNamespace(
         id=user.id, email=user.email, name=user.name, role=member.role, created_at=member.created_at
     )
     return shown(UserRead, person)
 
 
-def _tag(user: User, member: Member) -> dict[str, str]:
-    return {"ETag": etag_of(encode(_told(user, member)))}
-
-
 def _check_grant(caller: Caller, role: Role) -> None:
-    """Nobody gives or takes a role that may do what they may not. Raises `Forbidden`."""
-    beyond = ROLE_PERMISSIONS[role] - caller.permissions
-    if beyond:
-        raise Forbidden(
-            f"Your {caller.holds} does not include all of role `{role}`: ask somebody who has it.",
-            details={"permissions": sorted(beyond)},
-        )
+    caller.cover(ROLE_PERMISSIONS[role], f"role `{role}`", "ask somebody who has it")
 
 
 def _check_owners(owners: list[UUID], user: User) -> None:

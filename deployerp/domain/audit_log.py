@@ -19,6 +19,7 @@ from sqlalchemy.orm import ORMExecuteState, Session
 from sqlmodel import Field, SQLModel
 
 from deployerp.domain.base import UtcDateTime, metadata, new_id, utc_now
+from deployerp.domain.statements import Statement, run
 
 ActorType = Literal["user", "api_key", "system"]
 GENESIS = "0" * 64
@@ -98,8 +99,8 @@ async def append(session: AsyncSession, organization_id: UUID, deed: Deed) -> in
 
 async def _append_at_once(session: AsyncSession, content: _Values) -> int:
     # One round trip, and the lock on the head begins as late as it can.
-    appended = await session.execute(_AT_ONCE, {**content, "digest": digest_of(content)})
-    sequence: int = appended.scalar_one()
+    (row,) = await run(session, _AT_ONCE, {**content, "digest": digest_of(content)})
+    sequence: int = row["sequence"]
     return sequence
 
 
@@ -157,8 +158,9 @@ _PUT_HEAD = _PUT.on_conflict_do_update(
 
 # `chained`, as PostgreSQL says it.
 _CHAINED = "encode(sha256(convert_to({previous} || '.' || {sequence} || '.' || :digest, 'UTF8')), 'hex')"
-_AT_ONCE = text(
-    f"""
+_AT_ONCE = Statement(
+    text(
+        f"""
     WITH place AS (
         INSERT INTO audit_heads AS head (organization_id, sequence, previous_hash, hash)
         VALUES (:organization_id, 1, '{GENESIS}', {_CHAINED.format(previous=f"'{GENESIS}'", sequence="1")})
@@ -172,7 +174,8 @@ _AT_ONCE = text(
     SELECT {", ".join(f":{column.name}" for column in _CONTENT)}, {", ".join(_PLACE)} FROM place
     RETURNING sequence
     """  # noqa: S608  (all of it is ours)
-).bindparams(*(bindparam(column.name, type_=column.type) for column in _CONTENT))
+    ).bindparams(*(bindparam(column.name, type_=column.type) for column in _CONTENT))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +192,10 @@ def snapshot(record: SQLModel) -> dict[str, Any]:
     return _told(type(record), _loaded(record))
 
 
+# In a session's `info`. Listeners of a single session would cost more than all that they see.
+_TRAIL = "trail"
+
+
 class Trail:
     """Which records a session's transaction makes, changes and deletes; begin it before the first change.
 
@@ -197,8 +204,13 @@ class Trail:
 
     def __init__(self, session: AsyncSession) -> None:
         self._begun: dict[int, tuple[SQLModel, _Values | None]] = {}
-        event.listen(session.sync_session, "before_flush", self._see_flush)
-        event.listen(session.sync_session, "do_orm_execute", self._see_statement)
+        self._made: set[int] = set()
+        session.info[_TRAIL] = self
+
+    def made(self, record: SQLModel) -> None:
+        """Notes a record that was inserted past the session."""
+        self._begun[id(record)] = (record, None)
+        self._made.add(id(record))
 
     def changes(self) -> list[Change]:
         """In the order in which they began; ask after the last flush and before the commit.
@@ -208,16 +220,21 @@ class Trail:
         return [
             Change(record, before and _told(type(record), before), after and _told(type(record), after))
             for record, before in self._begun.values()
-            if _differ(before, after := _present(record))
+            if _differ(before, after := self._present(record))
         ]
 
-    def _see_flush(self, session: Session, *_: object) -> None:
+    def _present(self, record: SQLModel) -> _Values | None:
+        state = inspect(record)
+        is_there = state.persistent or state.pending or id(record) in self._made
+        return _loaded(record) if is_there else None
+
+    def see_flush(self, session: Session) -> None:
         for record in session.new:
             self._begun.setdefault(id(record), (record, None))
         for record in (*session.dirty, *session.deleted):
             self._see(record)
 
-    def _see_statement(self, statement: ORMExecuteState) -> None:
+    def see_statement(self, statement: ORMExecuteState) -> None:
         mapper = statement.bind_mapper
         if mapper is not None and (statement.is_update or statement.is_delete):
             for record in statement.session.identity_map.values():
@@ -227,6 +244,18 @@ class Trail:
     def _see(self, record: SQLModel) -> None:
         if id(record) not in self._begun:
             self._begun[id(record)] = (record, _committed(record))
+
+
+@event.listens_for(Session, "before_flush")
+def _see_flush(session: Session, *_: object) -> None:
+    if _TRAIL in session.info:
+        session.info[_TRAIL].see_flush(session)
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _see_statement(statement: ORMExecuteState) -> None:
+    if _TRAIL in statement.session.info:
+        statement.session.info[_TRAIL].see_statement(statement)
 
 
 _SECRET = re.compile(r"sealed_.*|token.*|.*_digest|.*_hash")
@@ -251,11 +280,6 @@ def _committed(record: SQLModel) -> _Values:
             # It was set without having been loaded: nobody knows what it was.
             values.pop(name, None)
     return values
-
-
-def _present(record: SQLModel) -> _Values | None:
-    state = inspect(record)
-    return _loaded(record) if state.persistent or state.pending else None
 
 
 def _differ(before: _Values | None, after: _Values | None) -> bool:

@@ -1,6 +1,6 @@
 """The one tree of errors: what went wrong, how HTTP says it, and whether trying again can help."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 
@@ -244,6 +244,13 @@ class AddressRefused(DeployError):
     retryable = False
 
 
-def codes(root: type[DeployError] = DeployError) -> frozenset[str]:
+def tree(root: type[DeployError] = DeployError) -> Iterator[type[DeployError]]:
+    """Every error, parents first: what one says of its code counts before what its children say."""
+    yield root
+    for child in root.__subclasses__():
+        yield from tree(child)
+
+
+def codes() -> frozenset[str]:
     """Every code of the tree."""
-    return frozenset({root.code}).union(*(codes(each) for each in root.__subclasses__()))
+    return frozenset(each.code for each in tree())

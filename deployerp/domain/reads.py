@@ -10,43 +10,35 @@ from uuid import UUID
 
 import asyncpg
 import orjson
-from sqlalchemy import Select, make_url
-from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployerp.domain.database import TENANT_ROLE, TENANT_SETTING, SessionFactory, tenant_transaction
+from deployerp.domain.statements import DIALECT, Row, Statement, run
 
-Row = dict[str, Any]
 _CONNECTIONS = 4
-_DIALECT: Any = PGDialect_asyncpg()  # type: ignore[no-untyped-call]
 
 
-class Query:
-    """A statement with named parameters, one of them `organization_id`; compiled once."""
-
-    def __init__(self, statement: Select[Any]) -> None:
-        self.statement = statement
+class Query(Statement):
+    """A statement that reads; one of its parameters is `organization_id`."""
 
     @cached_property
-    def compiled(self) -> tuple[str, tuple[str, ...]]:
-        """PostgreSQL's text, and the names of its parameters in their order.
+    def text(self) -> str:
+        """As PostgreSQL reads it.
 
         Row level security wants the organization set for the transaction. The statement does that itself,
         and is a transaction by itself: what it reads takes the id from what was set, so that this comes
         first. One message instead of four.
         """
-        compiled = self.statement.compile(dialect=_DIALECT)
-        names = tuple(compiled.positiontup or ())
-        given = f"${names.index('organization_id') + 1}::UUID"
-        rows = str(compiled).replace(given, "tenant.id")
+        given = f"${self.names.index('organization_id') + 1}::UUID"
+        rows = str(self._compiled).replace(given, "tenant.id")
         tenant = f"SELECT set_config('{TENANT_SETTING}', {given}::text, true)::uuid AS id"
         # The planner takes no part that has an offset into the rest, and so cannot turn the two around.
         pinned = f"SELECT * FROM ({rows}) AS found OFFSET 0"  # noqa: S608  (all of it is ours)
-        text = (
+        return (
             f"WITH tenant AS MATERIALIZED ({tenant})"  # noqa: S608
             f" SELECT listed.* FROM tenant CROSS JOIN LATERAL ({pinned}) AS listed"
         )
-        return text, names
 
 
 class Reader(Protocol):
@@ -65,8 +57,7 @@ class SessionReader:
 
     async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
         async with tenant_transaction(self._sessions, organization_id) as session:
-            found = await session.execute(query.statement, dict(values))
-            return [dict(row) for row in found.mappings()]
+            return await run(session, query, values)
 
     async def close(self) -> None:
         pass
@@ -80,7 +71,7 @@ class PostgresReader:
 
     @classmethod
     async def open(cls, url: str) -> "PostgresReader":
-        _, options = _DIALECT.create_connect_args(make_url(url))
+        _, options = DIALECT.create_connect_args(make_url(url))
         options.pop("prepared_statement_cache_size", None)
         # Opened with the first request, so that a database that is away does not keep the API from starting.
         pool = await asyncpg.create_pool(
@@ -91,14 +82,19 @@ class PostgresReader:
             # Every statement is its own transaction, and with it ends all that was set.
             reset=_nothing_to_reset,
             # Never anything else: these connections cannot see what they are not told to.
-            server_settings={"role": TENANT_ROLE, "default_transaction_read_only": "on"},
+            server_settings={
+                "role": TENANT_ROLE,
+                "default_transaction_read_only": "on",
+                # To plan takes longer than to read a page, and no value would change the plan: each list
+                # has its index.
+                "plan_cache_mode": "force_generic_plan",
+            },
         )
         return cls(pool)
 
     async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        text, names = query.compiled
         async with self._pool.acquire() as connection:
-            found = await connection.fetch(text, *(values[name] for name in names))
+            found = await connection.fetch(query.text, *query.ordered(values))
         return [dict(row) for row in found]
 
     async def close(self) -> None:

@@ -3,9 +3,11 @@
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Literal
 
 from deployerp.api.app import create_app
+from deployerp.domain.base import utc_now
 from deployerp.domain.settings import Settings
 from tests.conftest import Fleet
 
@@ -13,6 +15,7 @@ DOCUMENT = create_app(Settings.model_construct()).openapi()
 
 # What goes into requests and must not come out anywhere.
 CREDENTIAL, VARIABLE = "dop_v1_hunter2credential", "hunter2variable"
+HEADER = "Bearer hunter2header"
 PASSWORD = "hunter2 and a horse"
 
 
@@ -159,9 +162,16 @@ def _operation(outcome: Literal["succeeded", "failed"] | None) -> Preparation:
 
 
 async def _delivery(fleet: Fleet) -> Ask:
-    await fleet.client.data("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
+    endpoint = await fleet.client.data("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
     await fleet.server(_new_name())
-    return Ask((await fleet.client.data("GET", "/v1/webhook-deliveries"))[0]["id"])
+    path = f"/v1/webhook-deliveries?endpoint_id={endpoint['id']}"
+    return Ask((await fleet.client.data("GET", path))[0]["id"])
+
+
+async def _replay(fleet: Fleet) -> Ask:
+    await fleet.server(_new_name())
+    endpoint = await fleet.client.data("POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
+    return Ask(endpoint["id"], {"since": (utc_now() - timedelta(hours=1)).isoformat()})
 
 
 async def _event(fleet: Fleet) -> Ask:
@@ -179,7 +189,11 @@ def _email() -> str:
 
 
 _PROVIDER = {"name": _new_name, "kind": "digitalocean", "credentials": {"token": CREDENTIAL}}
-_ENDPOINT = {"url": "https://example.com/hooks", "types": ["instance.*"]}
+_ENDPOINT = {
+    "url": "https://example.com/hooks",
+    "types": ["instance.*"],
+    "headers": {"Authorization": HEADER},
+}
 _KEY = {"name": _new_name, "level": "read"}
 _USER = {"email": _email, "name": "Ada", "role": "viewer"}
 
@@ -209,12 +223,20 @@ PREPARATIONS: dict[str, Preparation] = {
     "retry_operation": _operation("failed"),
     "list_events": _nothing,
     "get_event": _event,
+    "stream_events": _nothing,
     "list_webhook_endpoints": _nothing,
     "create_webhook_endpoint": _sends(**_ENDPOINT),
     "get_webhook_endpoint": _made("/v1/webhook-endpoints", **_ENDPOINT),
+    "update_webhook_endpoint": _about(
+        "/v1/webhook-endpoints", {"headers": {"X-Other": HEADER}, "format": "slack"}, **_ENDPOINT
+    ),
     "delete_webhook_endpoint": _made("/v1/webhook-endpoints", **_ENDPOINT),
+    "rotate_webhook_secret": _about("/v1/webhook-endpoints", {"overlapHours": 1}, **_ENDPOINT),
+    "ping_webhook_endpoint": _made("/v1/webhook-endpoints", **_ENDPOINT),
+    "replay_events": _replay,
     "list_webhook_deliveries": _nothing,
     "get_webhook_delivery": _delivery,
+    "resend_webhook_delivery": _delivery,
     "list_audit_log": _nothing,
     "get_audit_entry": _entry,
     "list_api_keys": _nothing,

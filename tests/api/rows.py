@@ -15,7 +15,7 @@ from sqlmodel import SQLModel, col
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.audit_log import GENESIS, AuditEntry
 from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory, metadata
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations import Operation
@@ -106,6 +106,7 @@ KINDS: dict[type, Kind] = {
             "url": f"https://{word(n)}.example.com/",
             "description": word(n),
             "types": ["*"],
+            "format": _of(n, "raw", "raw", "slack"),
             "sealed_secret": "sealed",
             "enabled": n % 3 > 0,
         },
@@ -244,17 +245,3 @@ def _records(model: type, rows: Sequence[Values]) -> list[list[Any]]:
         for row in rows
     ]
     return [users, members]
-
-
-async def everything(sessions: SessionFactory) -> dict[str, list[str]]:
-    """All rows of all tables; that a key has been used is no change."""
-    async with sessions() as session:
-        return {
-            table.name: sorted(
-                repr(row)
-                for row in await session.execute(
-                    select(*(column for column in table.columns if column.name != "last_used_at"))
-                )
-            )
-            for table in metadata.sorted_tables
-        }

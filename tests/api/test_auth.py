@@ -286,7 +286,7 @@ async def test_a_refresh_token_expires_and_is_forgotten_then(
     await run(sessions, update(RefreshToken).values(expires_at=utc_now()))
     await ended(client.http, signed_in.refresh_token)
     living = await sign_in(client.http, EMAIL)
-    await forget_expired(sessions)
+    await forget_expired(sessions, timedelta(days=30))
     async with sessions() as session:
         assert len((await session.scalars(select(RefreshToken))).all()) == 1
     await renewed(client.http, living.refresh_token)

@@ -15,8 +15,9 @@ from deployerp.domain.instances import Instance
 from deployerp.domain.operations import Operation
 from deployerp.domain.settings import Settings
 from tests.api.calls import GUARDED, PREPARATIONS, Ask, Call
+from tests.api.contents import everything
 from tests.api.processes import api_processes
-from tests.api.rows import RESOURCES, Planted, everything
+from tests.api.rows import RESOURCES, Planted
 from tests.conftest import Client, Fleet
 
 SINGLE = [call for call in GUARDED if call.method == "GET" and call.path.endswith("/{id}")]

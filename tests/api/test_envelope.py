@@ -16,8 +16,8 @@ from tests.conftest import Client, Fleet, new_client
 
 # Nothing here depends on the database.
 pytestmark = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-# It answers with events.
-BARE = {"stream_operation"}
+# They answer with events.
+BARE = {"stream_operation", "stream_events"}
 
 
 @contextmanager

@@ -27,15 +27,15 @@ from deployerp.domain.providers import Provider
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from tests.api.calls import CALLS, GUARDED, PREPARATIONS, Call
+from tests.api.contents import everything
 from tests.api.processes import api_processes
-from tests.api.rows import everything
 from tests.conftest import Client, Fleet, new_client
 
 UNSAFE = [call for call in GUARDED if not call.is_safe]
 # They need no caller, so that there is nobody to keep an answer for.
 SIGNING_IN = {"create_token", "refresh_token", "revoke_token"}
 # What these show, they show once.
-REVEALING = {"create_api_key", "create_webhook_endpoint", "reveal_admin_password"}
+REVEALING = {"create_api_key", "create_webhook_endpoint", "reveal_admin_password", "rotate_webhook_secret"}
 PROVIDER = {"name": "here", "kind": "docker"}
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -77,7 +77,7 @@ def test_every_other_change_needs_a_caller() -> None:
 
 def secrets_in(data: Any) -> Iterator[str]:
     for name, value in data.items() if isinstance(data, dict) else ():
-        if isinstance(value, str) and re.search("secret|token|password", name, re.IGNORECASE):
+        if isinstance(value, str) and re.search("(secret|token|password)$", name, re.IGNORECASE):
             yield value
 
 

@@ -35,8 +35,8 @@ def test_operation_ids_are_unique() -> None:
 
 
 GUARDED = [each for each in CALLS if "x-permission" in each]
-# The ways to an access token, for those who have none.
-PUBLIC = {"create_token", "refresh_token", "revoke_token", "get_me"}
+# The ways to an access token, for those who have none; and what the contract says itself.
+PUBLIC = {"create_token", "refresh_token", "revoke_token", "get_me", "get_event_types"}
 
 
 def test_what_needs_no_permission_is_known() -> None:
@@ -82,12 +82,14 @@ def test_every_example_is_what_its_schema_allows(where: str, content: dict) -> N
     jsonschema_rs.validator_for(schema, validate_formats=True).validate(content["example"])
 
 
-def test_what_is_accepted_leads_to_its_operation() -> None:
+def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
+    shown_by = {"operation": "get_operation", "delivery": "get_webhook_delivery"}
     for operation in OPERATIONS:
-        if "202" in operation["responses"]:
+        # Its answer tells how many deliveries it has begun, and the list has them.
+        if "202" in operation["responses"] and operation["operationId"] != "replay_events":
             answer = operation["responses"]["202"]
-            link = answer["links"]["operation"]
-            assert link["operationId"] == "get_operation"
+            ((name, link),) = answer["links"].items()
+            assert link["operationId"] == shown_by[name]
             found = answer["content"]["application/json"]["example"]
             for part in link["parameters"]["id"].removeprefix("$response.body#/").split("/"):
                 found = found[part]

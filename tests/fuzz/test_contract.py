@@ -68,7 +68,7 @@ def _only_warnings() -> Iterator[None]:
 async def test_the_api_keeps_its_contract(
     settings: Settings, sessions: SessionFactory, records: Records, tmp_path: Path
 ) -> None:
-    async with listening(settings) as address, httpx.AsyncClient(base_url=address) as http:
+    async with listening(settings, streaming=False) as address, httpx.AsyncClient(base_url=address) as http:
         one, other = await new_client(http, settings), await new_client(http, settings)
         for client in (one, other):
             await populate(Fleet(client, records))
