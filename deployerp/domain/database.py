@@ -68,6 +68,7 @@ def open_database(url: str) -> AsyncEngine:
     engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=_HIDE_VALUES)
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
+    event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
 
 
@@ -84,6 +85,12 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON", "busy_timeout=30000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _roll_back(connection: Any, *_: object) -> None:
+    # Closed in the middle of a statement it would hold its lock until it is collected.
+    if connection is not None:
+        connection.rollback()
 
 
 def _begin_immediate(connection: Any) -> None:

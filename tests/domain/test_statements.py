@@ -149,6 +149,23 @@ async def test_a_tenant_puts_nothing_into_another_organization(
             await put(session, provider(organization_id, "one"))
 
 
+async def test_a_transaction_that_is_cut_off_holds_no_lock(sessions: SessionFactory) -> None:
+    async def write_on() -> None:
+        while True:
+            async with sessions.begin() as session:
+                await session.execute(text("UPDATE organizations SET event_sequence = 1"))
+                await session.execute(text("SELECT 1"))
+
+    for number in range(40):
+        writing = asyncio.create_task(write_on())
+        # Each time somewhere else in it.
+        await asyncio.sleep(0.001 + number / 4_000)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        async with sessions.begin() as session:
+            await session.execute(text("UPDATE organizations SET event_sequence = 2"))
+
+
 @one_database
 async def test_nothing_of_a_transaction_stays_with_its_connection(
     sessions: SessionFactory, organization_id: UUID
