@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -20,6 +20,8 @@ from deployerp.domain.webhook_endpoints import WebhookEndpoint
 Each = TypeVar("Each")
 
 PINGED = "webhook_endpoint.pinged"
+# Whoever asks for the same at the same time may have looked at the clock a little earlier.
+_MOMENT = timedelta(seconds=1)
 # Rows of one statement.
 _AT_ONCE = 1000
 # Whoever replays at the same time may have made the same deliveries.
@@ -83,7 +85,7 @@ async def replay(
 async def send_again(session: AsyncSession, delivery_ids: Sequence[UUID], now: datetime) -> int:
     """Has deliveries tried now, with their schedule begun anew; says how many. The endpoint is to be woken.
 
-    What is due is left alone: it is under way.
+    What is due now or in a moment is left alone: it is under way.
     """
     sent = 0
     for ids in _in_chunks(delivery_ids):
@@ -133,7 +135,8 @@ def _unaccepted() -> ColumnElement[bool]:
 
 
 def _idle(now: datetime) -> ColumnElement[bool]:
-    return or_(col(WebhookDelivery.state) != "pending", col(WebhookDelivery.next_attempt_at) > now)
+    soon = now + _MOMENT
+    return or_(col(WebhookDelivery.state) != "pending", col(WebhookDelivery.next_attempt_at) > soon)
 
 
 def _in_chunks(every: Sequence[Each]) -> Iterator[Sequence[Each]]:
