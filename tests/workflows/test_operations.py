@@ -94,15 +94,23 @@ async def run(client: Client, order: OperationOrder, stand_ins: StandIns) -> Wor
 
 
 async def run_and_cancel(
-    client: Client, order: OperationOrder, stand_ins: StandIns, during: str, *, times: int = 1
+    client: Client,
+    order: OperationOrder,
+    stand_ins: StandIns,
+    during: str,
+    *,
+    times: int = 1,
+    cancelled: asyncio.Event | None = None,
 ) -> WorkflowExecutionStatus:
-    """Cancels while `during` runs; what it plays has to end by that or by itself."""
+    """Cancels while `during` runs; what it plays has to end by that, by itself, or by `cancelled`."""
     queue = f"operations-{uuid4()}"
     async with working(client, stand_ins, queue):
         handle = await begin(client, order, queue)
         await stand_ins.reached(during)
         for _ in range(times):
             await handle.cancel()
+        if cancelled is not None:
+            cancelled.set()
         return await ended(handle)
 
 
@@ -300,10 +308,9 @@ async def test_what_was_cancelled_before_a_worker_saw_it_is_closed_all_the_same(
 
 
 async def test_a_cancellation_while_it_claims_does_no_step(client: Client) -> None:
-    claimed = asyncio.Event()
-    stand_ins = StandIns({"claim_operation": until(claimed, result=True)})
-    asyncio.get_running_loop().call_later(1, claimed.set)
-    status = await run_and_cancel(client, DEPLOY, stand_ins, during="claim_operation")
+    cancelled = asyncio.Event()
+    stand_ins = StandIns({"claim_operation": until(cancelled, result=True)})
+    status = await run_and_cancel(client, DEPLOY, stand_ins, during="claim_operation", cancelled=cancelled)
     assert status == WorkflowExecutionStatus.CANCELED
     assert stand_ins.calls == ["claim_operation", "end_operation"]
     assert the_end(stand_ins).outcome == "cancelled"
