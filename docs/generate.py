@@ -102,7 +102,7 @@ def event_data() -> str:
 
 
 def _told(example: EventType) -> str:
-    fields = example.schema["properties"]["data"]["properties"].items()
+    fields = example.json_schema["properties"]["data"]["properties"].items()
     told = ((f"`{name}`", _kind(field), field.get("description")) for name, field in fields)
     body = json.dumps(example.example, indent=2, ensure_ascii=False)
     resource = example.name.partition(".")[0]

@@ -17,6 +17,7 @@ import pytest
 from alembic import command
 from fastapi import FastAPI
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadScopeScheduling
 
 from deployerp import embedded
@@ -255,10 +256,15 @@ async def client(http: httpx.AsyncClient, settings: Settings) -> Client:
 
 
 @pytest.fixture
-async def sessions(settings: Settings) -> AsyncIterator[SessionFactory]:
-    database = open_database(settings.database_url)
-    yield session_factory(database)
-    await database.dispose()
+async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
+    engine = open_database(database_url)
+    yield engine
+    await engine.dispose()
+
+
+@pytest.fixture
+def sessions(database: AsyncEngine) -> SessionFactory:
+    return session_factory(database)
 
 
 @pytest.fixture

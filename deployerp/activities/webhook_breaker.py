@@ -1,16 +1,14 @@
 """Leaves a receiver alone that fails again and again, until one try after a pause is accepted."""
 
-import random
 from collections.abc import Sequence
 
+from deployerp.activities.jitter import jittered
 from deployerp.activities.webhook_messages import Try
 
 # So many failures in a row open it.
 _FAILURES = 10
 # Seconds that it stays open at first and after each probe that fails; the last for ever.
 _PAUSES = (5, 10, 20, 40, 80, 160, 300)
-# Receivers that went down together must not be probed at the same moment for ever.
-_JITTER = 0.1
 
 
 class Breaker:
@@ -43,5 +41,4 @@ class Breaker:
     def pause(self) -> float:
         """Seconds to leave the receiver alone."""
         before = self.failures - _FAILURES
-        planned = _PAUSES[min(before, len(_PAUSES) - 1)]
-        return planned * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
+        return jittered(_PAUSES[min(before, len(_PAUSES) - 1)])

@@ -129,9 +129,8 @@ class _Turn:
         now = self._clock.now()
         async with self._tools.sessions() as session, session.begin():
             await self._read_endpoint(session)
-            closed = _why_closed(self._endpoint)
-            if closed is not None:
-                await fail_pending(session, self._endpoint_id, closed, now)
+            if why := self._endpoint.why_closed:
+                await fail_pending(session, self._endpoint_id, why, now)
                 return
             under_way = {delivery_id for delivery_id, _ in self._under_way.values()}
             found = await _read_due(session, self._endpoint_id, now, _BATCH + len(under_way))
@@ -167,7 +166,7 @@ class _Turn:
         async with self._tools.sessions() as session, session.begin():
             await self._read_endpoint(session)
             told = await record(session, self._endpoint, tries, self._clock.now(), self._tools.settings)
-        if _why_closed(self._endpoint):
+        if self._endpoint.why_closed:
             self._due.clear()
         await self._tools.temporal.wake_endpoints(told)
 
@@ -193,12 +192,3 @@ async def _read_due(
         .limit(at_most)
     )
     return [(delivery_id, event) for delivery_id, event in found]
-
-
-def _why_closed(endpoint: WebhookEndpoint) -> str | None:
-    if endpoint.deleted_at is not None:
-        return "The endpoint was deleted before the event had reached it: nothing was sent."
-    if endpoint.enabled:
-        return None
-    reason = f" ({endpoint.disabled_reason})" if endpoint.disabled_reason else ""
-    return f"The endpoint is disabled{reason}: enable it and send the delivery again."

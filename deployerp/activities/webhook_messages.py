@@ -59,7 +59,8 @@ async def try_once(
     started = time.perf_counter()
     try:
         body = render(endpoint.format, event)
-        answer = await sender.send(endpoint.url, body, _headers(event, endpoint, vault, body))
+        added = added_headers(endpoint, vault)
+        answer = await sender.send(endpoint.url, body, added | _headers(event, endpoint, vault, body))
     except DeployError as error:
         # All but the event may be put right before the next try: a name, a route, a key, a setting.
         final = isinstance(error, PayloadTooLarge)
@@ -68,7 +69,7 @@ async def try_once(
         # One event that nobody has thought of must not keep all others of its endpoint waiting.
         log.exception("unexpected", delivery_id=str(delivery_id))
         return Try(delivery_id, unexpected(error))
-    shown = replace(answer, excerpt=_without(added_headers(endpoint, vault).values(), answer.excerpt))
+    shown = replace(answer, excerpt=_without(added.values(), answer.excerpt))
     return Try(delivery_id, *_verdict(answer.status), answer.duration_ms, shown)
 
 
@@ -85,7 +86,7 @@ def _headers(event: Event, endpoint: WebhookEndpoint, vault: Vault, body: bytes)
     now = utc_now()
     message_id = f"evt_{event.id.hex}"
     secrets = signing_secrets(endpoint, vault, now)
-    return added_headers(endpoint, vault) | {
+    return {
         "content-type": "application/json",
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),

@@ -5,7 +5,6 @@ endpoint's is not locked before it is written: who writes an event has the organ
 a share of this one.
 """
 
-import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,15 +14,13 @@ from sqlalchemy import Row, bindparam, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from deployerp.activities.jitter import jittered
 from deployerp.activities.webhook_messages import Try
 from deployerp.domain.base import metadata, new_id, utc_now
 from deployerp.domain.event_log import write_event
 from deployerp.domain.messages import EndpointOrder
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
-
-# A receiver that comes back must not be met by everything it has missed at the same moment.
-_JITTER = 0.1
 
 _ATTEMPTS = metadata.tables["webhook_attempts"]
 _DELIVERIES = metadata.tables["webhook_deliveries"]
@@ -136,6 +133,6 @@ def _next(delivery: Row[Any], tried: Try, now: datetime, schedule: Sequence[floa
     retries = delivery.attempts - delivery.attempts_before
     if tried.final or retries >= len(schedule):
         return {"state": "failed", "next_attempt_at": None, "finished_at": now}
-    planned = schedule[retries] * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311
     asked = (tried.answer and tried.answer.retry_after) or 0
-    return {"next_attempt_at": now + timedelta(seconds=max(planned, asked))}
+    wait = max(jittered(schedule[retries]), asked)
+    return {"next_attempt_at": now + timedelta(seconds=wait)}

@@ -207,9 +207,8 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
 
 def _before_and_after(made: Change, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
     """What the request is about, with its parts, as it was and as it is."""
-    same = snapshot(made.about)
-    main = next((each for each in changed if each.record is made.about), Changed(made.about, same, same))
-    before, after = main.before, main.after
+    main = next((each for each in changed if each.record is made.about), None)
+    before, after = (main.before, main.after) if main else (snapshot(made.about),) * 2
     for part in [each for each in changed if any(each.record is known for known in made.parts)]:
         before = before and before | _without_id(part.before)
         after = after and after | _without_id(part.after)

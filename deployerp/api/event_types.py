@@ -5,42 +5,33 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from deployerp.api.answers import answer
+from deployerp.api.answers import answer, shown
 from deployerp.api.errors import limited
 from deployerp.api.routes import Route, public
 from deployerp.api.schemas import Envelope, View
 from deployerp.domain.event_types import EVENT_TYPES
 
 router = APIRouter(prefix="/v1/event-types", tags=["events"], route_class=Route)
-_SAMPLE = EVENT_TYPES["instance.stop_failed"]
+SAMPLE = EVENT_TYPES["instance.stop_failed"]
 
 
 class EventTypeRead(View):
-    name: str = Field(examples=[_SAMPLE.name])
-    when: str = Field(examples=[_SAMPLE.when])
+    name: str = Field(examples=[SAMPLE.name])
+    when: str = Field(examples=[SAMPLE.when])
     announced: bool = Field(
         description="It can be asked for, and is sent by a later release.", examples=[False]
     )
     json_schema: dict[str, Any] = Field(
-        alias="schema", description="JSON schema of a webhook's body.", examples=[_SAMPLE.schema]
+        alias="schema", description="JSON schema of a webhook's body.", examples=[SAMPLE.json_schema]
     )
-    example: dict[str, Any] = Field(description="A webhook's body.", examples=[_SAMPLE.example])
+    example: dict[str, Any] = Field(description="A webhook's body.", examples=[SAMPLE.example])
 
 
 class EventCatalogue(View):
     types: list[EventTypeRead]
 
 
-_TYPES = [
-    {
-        "name": each.name,
-        "when": each.when,
-        "announced": each.announced,
-        "schema": each.schema,
-        "example": each.example,
-    }
-    for each in EVENT_TYPES.values()
-]
+_TYPES = [shown(EventTypeRead, each) for each in EVENT_TYPES.values()]
 
 
 # The contract has the same, and anybody may read that.

@@ -13,6 +13,7 @@ from deployerp.api import streams
 from deployerp.api.answers import Data
 from deployerp.api.deps import CallerDep, Context, ContextDep
 from deployerp.api.errors import documented, invalid_field
+from deployerp.api.event_types import SAMPLE
 from deployerp.api.lists import Asked
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
@@ -24,16 +25,15 @@ router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 _PAGE = 100
 # How long there may be nothing to tell: the stream has more to see to.
 _PATIENCE_SECONDS = 1
-_SAMPLE = EVENT_TYPES["instance.stop_failed"]
 
 
 class EventRead(View):
     id: UUID
     sequence: int
-    type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(examples=[_SAMPLE.name])
+    type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(examples=[SAMPLE.name])
     resource_type: EventResource
     resource_id: UUID
-    data: dict[str, Any] = Field(examples=[_SAMPLE.sample.told()])
+    data: dict[str, Any] = Field(examples=[SAMPLE.sample.told()])
     created_at: datetime
 
 

@@ -22,19 +22,21 @@ class Followed:
     def __init__(self) -> None:
         self.followers = 0
         self.latest = 0
-        self._moved = asyncio.Condition()
+        self._moved = asyncio.Event()
 
     async def beyond(self, sequence: int, *, within: float) -> None:
         """Waits until it goes further, at most so many seconds."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within), self._moved:
-                await self._moved.wait_for(lambda: self.latest > sequence)
+        if self.latest <= sequence:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._moved.wait()
 
-    async def move(self, latest: int) -> None:
+    def move(self, latest: int) -> None:
         if latest > self.latest:
-            async with self._moved:
-                self.latest = latest
-                self._moved.notify_all()
+            self.latest = latest
+            # Those who wait have this one; who comes later waits for the next.
+            self._moved.set()
+            self._moved = asyncio.Event()
 
 
 class Watcher:
@@ -90,7 +92,7 @@ class Watcher:
         followed = dict(self._followed)
         if followed:
             for organization_id, latest in (await self._look(followed)).items():
-                await followed[organization_id].move(latest)
+                followed[organization_id].move(latest)
 
     async def _look(self, organizations: Iterable[UUID]) -> dict[UUID, int]:
         columns = col(Organization.id), col(Organization.event_sequence)

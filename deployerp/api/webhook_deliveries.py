@@ -97,11 +97,16 @@ async def resend_webhook_delivery(id: UUID, change: ChangeDep) -> Response:
     endpoint = await change.session.get_one(WebhookEndpoint, delivery.endpoint_id)
     endpoint.need_open()
     await send_again(change.session, [delivery.id], utc_now())
-    return under_way(change, delivery, await wake(change.session, [endpoint.id]))
+    wake_afterwards(change, await wake(change.session, [endpoint.id]))
+    return under_way(change, delivery)
 
 
-def under_way(change: Change, delivery: WebhookDelivery, woken: Sequence[EndpointOrder]) -> Response:
-    """202 with a delivery and where it is; the endpoints are woken once all is written."""
-    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, woken))
+def wake_afterwards(change: Change, endpoints: Sequence[EndpointOrder]) -> None:
+    """Has endpoints look for what is due as soon as others can see it."""
+    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, endpoints))
+
+
+def under_way(change: Change, delivery: WebhookDelivery) -> Response:
+    """202 with a delivery, and where it is."""
     headers = {"Location": f"/v1/webhook-deliveries/{delivery.id}"}
     return change.answer(shown(DeliverySummary, delivery), status=202, headers=headers)

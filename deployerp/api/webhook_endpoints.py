@@ -1,14 +1,11 @@
 """Webhook endpoints: where events are sent."""
 
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field, StrictBool
-from sqlalchemy import select
-from sqlmodel import col
 from yarl import URL
 
 from deployerp.api.changes import Change, ChangeDep
@@ -16,19 +13,17 @@ from deployerp.api.errors import documented, invalid_field
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Body, Envelope, View
-from deployerp.api.webhook_deliveries import DeliverySummary, under_way
+from deployerp.api.webhook_deliveries import DeliverySummary, under_way, wake_afterwards
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import InvalidState, NotFound, PreconditionFailed
-from deployerp.domain.event_log import write_event
+from deployerp.domain.event_log import write_ping
 from deployerp.domain.event_types import EventPattern
-from deployerp.domain.events import Event
 from deployerp.domain.names import Description, Instant
 from deployerp.domain.secrets import Vault
-from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint, WebhookFormat, new_webhook_secret
 from deployerp.domain.webhook_headers import Headers
 from deployerp.domain.webhook_queue import wake
-from deployerp.domain.webhook_replays import PINGED, find_missed, replay
+from deployerp.domain.webhook_replays import find_missed, replay
 from deployerp.drivers.urls import check_url
 
 router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"], route_class=Route)
@@ -216,8 +211,9 @@ async def ping_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     endpoint = await change.owned(WebhookEndpoint, id)
     change.about = endpoint
     endpoint.need_open()
-    woken = await write_event(change.session, PINGED, endpoint, only_to=endpoint)
-    return under_way(change, await _last_ping(change, endpoint), woken)
+    delivery, woken = await write_ping(change.session, endpoint)
+    wake_afterwards(change, woken)
+    return under_way(change, delivery)
 
 
 @router.post(
@@ -250,7 +246,7 @@ async def replay_events(id: UUID, body: ReplayRequest, change: ChangeDep) -> Res
         rule = f"leaves more than {_MOST_REPLAYED:,} events: choose a later one, or an earlier `until`"
         raise invalid_field("since", rule)
     sent = await replay(change.session, endpoint, missed, now)
-    await _wake(change, endpoint)
+    wake_afterwards(change, await wake(change.session, [endpoint.id]))
     headers = {"Location": f"/v1/webhook-deliveries?endpoint_id={endpoint.id}"}
     return change.answer({"deliveries": sent}, status=202, headers=headers)
 
@@ -281,24 +277,7 @@ def _check_time(since: datetime, until: datetime, now: datetime, days: float) ->
         raise invalid_field("since", "must not be later than `until`, which without a word is now")
 
 
-async def _last_ping(change: Change, endpoint: WebhookEndpoint) -> WebhookDelivery:
-    """The delivery of the ping that this transaction has written: nobody else can have written one since."""
-    found = await change.session.scalars(
-        select(WebhookDelivery)
-        .join(Event, col(Event.id) == col(WebhookDelivery.event_id))
-        .where(col(Event.resource_id) == endpoint.id, col(Event.type) == PINGED)
-        .order_by(col(Event.sequence).desc())
-        .limit(1)
-    )
-    return found.one()
-
-
 async def _end_deliveries(change: Change, endpoint: WebhookEndpoint) -> None:
     """Has the endpoint's workflow end what waits now, rather than when it would have been tried."""
     await change.session.flush()
-    await _wake(change, endpoint)
-
-
-async def _wake(change: Change, endpoint: WebhookEndpoint) -> None:
-    woken = await wake(change.session, [endpoint.id])
-    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, woken))
+    wake_afterwards(change, await wake(change.session, [endpoint.id]))

@@ -1,6 +1,5 @@
 """Facts, written in the transaction of the change that they tell of."""
 
-from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -8,7 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from deployerp.domain.errors import NotFound
-from deployerp.domain.event_types import EVENT_TYPES
+from deployerp.domain.event_types import EVENT_TYPES, PINGED
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
 from deployerp.domain.messages import EndpointOrder
@@ -20,17 +19,37 @@ from deployerp.domain.webhook_queue import wake
 
 
 async def write_event(
-    session: AsyncSession,
-    event_type: str,
-    resource: Server | Instance | WebhookEndpoint,
-    *,
-    only_to: WebhookEndpoint | None = None,
+    session: AsyncSession, event_type: str, resource: Server | Instance | WebhookEndpoint
 ) -> list[EndpointOrder]:
     """Adds an event and the deliveries it calls for, in the caller's transaction.
 
-    Returns the endpoints that are to be woken once it is committed. With `only_to` nobody else gets it,
-    whatever they ask for.
+    Returns the endpoints that are to be woken once it is committed.
     """
+    event = await _write(session, event_type, resource)
+    listening = await _listening(session, event)
+    if not listening:
+        return []
+    session.add_all(_delivery(event, endpoint) for endpoint in listening)
+    await session.flush()
+    return await wake(session, [endpoint.id for endpoint in listening])
+
+
+async def write_ping(
+    session: AsyncSession, endpoint: WebhookEndpoint
+) -> tuple[WebhookDelivery, list[EndpointOrder]]:
+    """A test of an endpoint, which nobody else gets, whatever they ask for, and whatever it asks for itself.
+
+    Returns its delivery, and the endpoint where it is to be woken once it is committed.
+    """
+    delivery = _delivery(await _write(session, PINGED, endpoint), endpoint)
+    session.add(delivery)
+    await session.flush()
+    return delivery, await wake(session, [endpoint.id])
+
+
+async def _write(
+    session: AsyncSession, event_type: str, resource: Server | Instance | WebhookEndpoint
+) -> Event:
     event = Event(
         organization_id=resource.organization_id,
         sequence=await _next_sequence(session, resource.organization_id),
@@ -41,26 +60,16 @@ async def write_event(
     )
     session.add(event)
     await session.flush()
-    listening = [only_to] if only_to else await _listening(session, event)
-    return await _queue(session, event, listening)
+    return event
 
 
-async def _queue(
-    session: AsyncSession, event: Event, receivers: Sequence[WebhookEndpoint]
-) -> list[EndpointOrder]:
-    if not receivers:
-        return []
-    session.add_all(
-        WebhookDelivery(
-            organization_id=event.organization_id,
-            endpoint_id=endpoint.id,
-            event_id=event.id,
-            event_type=event.type,
-        )
-        for endpoint in receivers
+def _delivery(event: Event, endpoint: WebhookEndpoint) -> WebhookDelivery:
+    return WebhookDelivery(
+        organization_id=event.organization_id,
+        endpoint_id=endpoint.id,
+        event_id=event.id,
+        event_type=event.type,
     )
-    await session.flush()
-    return await wake(session, [endpoint.id for endpoint in receivers])
 
 
 async def _next_sequence(session: AsyncSession, organization_id: UUID) -> int:

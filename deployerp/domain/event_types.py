@@ -17,6 +17,8 @@ from pydantic.alias_generators import to_camel, to_pascal
 from deployerp.domain.instances import EnvironmentType
 from deployerp.domain.lifecycles import FAILED, INSTANCE, LIFECYCLES, SERVER, failure_event
 
+PINGED = "webhook_endpoint.pinged"
+"""The one event that goes to a single endpoint, and to it alone."""
 EventResource = Literal["server", "instance", "backup", "webhook_endpoint"]
 """What events are about: the first part of their type."""
 
@@ -91,7 +93,7 @@ class EventType:
         return create_model(name, **fields)
 
     @property
-    def schema(self) -> dict[str, Any]:
+    def json_schema(self) -> dict[str, Any]:
         """The JSON schema of the message, in one piece."""
         schema = self.message.model_json_schema(mode="serialization")
         (schema["properties"]["data"],) = schema.pop("$defs").values()
@@ -173,7 +175,7 @@ _ROWS = (
         _failed(_BACKUP, "The object storage does not answer.").model_copy(update={"size_bytes": None}),
         announced=True,
     ),
-    EventType("webhook_endpoint.pinged", "Somebody has asked for a test of the endpoint.", _ENDPOINT),
+    EventType(PINGED, "Somebody has asked for a test of the endpoint.", _ENDPOINT),
     EventType(
         "webhook_endpoint.disabled",
         "Nothing is sent to the endpoint any more: it has failed for days, or answered 410.",

@@ -46,13 +46,20 @@ class WebhookEndpoint(Record, table=True):
     def wants(self, event_type: str) -> bool:
         return self.enabled and any(fnmatchcase(event_type, pattern) for pattern in self.types)
 
-    def need_open(self) -> None:
-        """Raises `InvalidState` for an endpoint to which nothing is sent any more, or for now."""
+    @property
+    def why_closed(self) -> str | None:
+        """Why nothing is sent to it any more, or for now, and what to do about it; None while it is open."""
         if self.deleted_at is not None:
-            raise InvalidState("The endpoint was deleted: make another and replay the events to it.")
-        if not self.enabled:
-            reason = f" ({self.disabled_reason})" if self.disabled_reason else ""
-            raise InvalidState(f"The endpoint is disabled{reason}: enable it first.")
+            return "The endpoint was deleted: make another and replay the events to it."
+        if self.enabled:
+            return None
+        reason = f" ({self.disabled_reason})" if self.disabled_reason else ""
+        return f"The endpoint is disabled{reason}: enable it first."
+
+    def need_open(self) -> None:
+        """Raises `InvalidState` for an endpoint that is closed."""
+        if self.why_closed is not None:
+            raise InvalidState(self.why_closed)
 
     @property
     def order(self) -> EndpointOrder:

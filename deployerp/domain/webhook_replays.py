@@ -12,14 +12,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from deployerp.domain.base import new_id
-from deployerp.domain.event_types import EVENT_TYPES
+from deployerp.domain.event_types import EVENT_TYPES, PINGED
 from deployerp.domain.events import Event
 from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
 
 Each = TypeVar("Each")
 
-PINGED = "webhook_endpoint.pinged"
 # Whoever asks for the same at the same time may have looked at the clock a little earlier.
 _MOMENT = timedelta(seconds=1)
 # Rows of one statement.

@@ -134,7 +134,7 @@ async def test_whatever_happens_is_told_as_the_catalogue_says(client: Client, fl
     assert {each["type"] for each in events} == EVENT_TYPES.keys() - unseen
     for each in events:
         body = {"type": each["type"], "timestamp": each["createdAt"], "data": each["data"]}
-        schema = EVENT_TYPES[each["type"]].schema
+        schema = EVENT_TYPES[each["type"]].json_schema
         jsonschema_rs.validator_for(schema, validate_formats=True).validate(body)
         assert each["type"].partition(".")[0] == each["resourceType"]
         assert each["resourceId"] == each["data"]["id"]

@@ -56,12 +56,6 @@ async def opened(url: str) -> AsyncIterator[SessionFactory]:
 
 
 @pytest.fixture
-async def sessions(database_url: str) -> AsyncIterator[SessionFactory]:
-    async with opened(database_url) as factory:
-        yield factory
-
-
-@pytest.fixture
 async def other_sessions(database_url: str) -> AsyncIterator[SessionFactory]:
     """Those of another process."""
     async with opened(database_url) as factory:

@@ -30,18 +30,6 @@ LOG = metadata.tables["audit_log"]
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_database(database_url)
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
-def sessions(database: AsyncEngine) -> SessionFactory:
-    return session_factory(database)
-
-
-@pytest.fixture
 async def organization_id(sessions: SessionFactory) -> UUID:
     return await new_organization(sessions)
 

@@ -14,18 +14,11 @@ from sqlmodel import SQLModel, col
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.audit_log import Trail, snapshot
 from deployerp.domain.base import metadata
-from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.events import Event
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
 from deployerp.domain.statements import put
-
-
-@pytest.fixture
-async def sessions(database_url: str) -> AsyncIterator[SessionFactory]:
-    engine = open_database(database_url)
-    yield session_factory(engine)
-    await engine.dispose()
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
 """Events are written with the change that they tell of, in order, and so are the deliveries they call for."""
 
-from collections.abc import AsyncIterator
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
-from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import NotFound
-from deployerp.domain.event_log import write_event
+from deployerp.domain.event_log import write_event, write_ping
 from deployerp.domain.events import Event
 from deployerp.domain.messages import EndpointOrder
 from deployerp.domain.organizations import Organization
@@ -17,13 +16,6 @@ from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
 from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
-
-
-@pytest.fixture
-async def sessions(database_url: str) -> AsyncIterator[SessionFactory]:
-    database = open_database(database_url)
-    yield session_factory(database)
-    await database.dispose()
 
 
 async def new_server(sessions: SessionFactory) -> Server:
@@ -47,11 +39,9 @@ async def new_endpoint(sessions: SessionFactory, server: Server, **facts: object
     return endpoint
 
 
-async def write(
-    sessions: SessionFactory, resource: Server | WebhookEndpoint, name: str, **options: WebhookEndpoint
-) -> list[EndpointOrder]:
+async def write(sessions: SessionFactory, resource: Server, name: str) -> list[EndpointOrder]:
     async with sessions() as session, session.begin():
-        return await write_event(session, name, resource, **options)
+        return await write_event(session, name, resource)
 
 
 async def events_of(sessions: SessionFactory, organization_id: UUID) -> list[Event]:
@@ -129,8 +119,9 @@ async def test_an_event_for_one_goes_to_nobody_else(sessions: SessionFactory) ->
     server = await new_server(sessions)
     asked = await new_endpoint(sessions, server, types=["instance.*"])
     await new_endpoint(sessions, server)
-    woken = await write(sessions, asked, "webhook_endpoint.pinged", only_to=asked)
-    assert await told_to(sessions) == {asked.id}
+    async with sessions() as session, session.begin():
+        delivery, woken = await write_ping(session, asked)
+    assert await told_to(sessions) == {asked.id} == {delivery.endpoint_id}
     assert woken == [asked.order]
     (event,) = await events_of(sessions, server.organization_id)
     assert (event.resource_type, event.resource_id) == ("webhook_endpoint", asked.id)

@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, select, text
 from sqlalchemy.exc import IntegrityError, InternalError, InvalidRequestError
 from sqlmodel import col
 
-from deployerp.domain.database import SessionFactory, open_database, session_factory, tenant_transaction
+from deployerp.domain.database import SessionFactory, tenant_transaction
 from deployerp.domain.events import Event
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
@@ -21,13 +21,6 @@ from deployerp.domain.users import User
 one_database = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 Lose = Callable[[asyncpg.Connection], Awaitable[None]]
 _NAMES = Statement(select(col(Provider.name)).where(col(Provider.kind) == bindparam("kind")))
-
-
-@pytest.fixture
-async def sessions(database_url: str) -> AsyncIterator[SessionFactory]:
-    engine = open_database(database_url)
-    yield session_factory(engine)
-    await engine.dispose()
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from deployerp.domain.database import (
     SessionFactory,
     as_control_plane,
     metadata,
-    open_database,
     session_factory,
     tenant_transaction,
 )
@@ -35,15 +34,9 @@ DELETABLE = {"members", "idempotency_records"}
 
 
 @pytest.fixture
-async def database(postgres_url: str) -> AsyncIterator[AsyncEngine]:
-    engine = open_database(postgres_url)
-    yield engine
-    await engine.dispose()
-
-
-@pytest.fixture
-def sessions(database: AsyncEngine) -> SessionFactory:
-    return session_factory(database)
+def database_url(postgres_url: str) -> str:
+    """SQLite has no such walls."""
+    return postgres_url
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.events import Event
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from deployerp.embedded import environment_of
-from tests.conftest import free_port, settings_for
+from tests.conftest import free_port
 from tests.webhooks import SECRET, House
 from tests.workflows.unreliable_receiver import MOST_FAILURES
 
@@ -37,18 +37,16 @@ Message = tuple[str, str, str, str]
 
 
 @pytest.fixture
-def settings(postgres_url: str, temporal_address: str, tmp_path: Path) -> Settings:
-    """Impatient ones: the schedule is as long as always, and takes seconds instead of days."""
-    return settings_for(postgres_url, temporal_address, tmp_path).model_copy(
-        update={"webhook_timeout_seconds": 1.0, "webhook_retry_seconds": [0.5, *[1.0] * 8]}
-    )
+def database_url(postgres_url: str) -> str:
+    """The one that many write to at once."""
+    return postgres_url
 
 
 @pytest.fixture
-async def sessions(settings: Settings) -> AsyncIterator[SessionFactory]:
-    database = open_database(settings.database_url)
-    yield session_factory(database)
-    await database.dispose()
+def settings(settings: Settings) -> Settings:
+    """Impatient ones: the schedule is as long as always, and takes seconds instead of days."""
+    impatient = {"webhook_timeout_seconds": 1.0, "webhook_retry_seconds": [0.5, *[1.0] * 8]}
+    return settings.model_copy(update=impatient)
 
 
 @asynccontextmanager
