@@ -70,7 +70,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     context = Context(
         settings=settings,
         sessions=sessions,
-        reader=await open_reader(settings.database_url, database, sessions),
+        reader=open_reader(settings.database_url, database, sessions),
         temporal=await Temporal.open(settings),
         vault=Vault(settings.encryption_keys),
         authenticator=Authenticator(settings, sessions, background),

@@ -3,6 +3,7 @@
 On PostgreSQL they go past the ORM, straight to asyncpg: a session costs three times what the query does.
 """
 
+import asyncio
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
@@ -17,6 +18,15 @@ from deployerp.domain.database import TENANT_ROLE, TENANT_SETTING, SessionFactor
 from deployerp.domain.statements import DIALECT, Row, Statement, run
 
 _CONNECTIONS = 4
+_SETTINGS = {
+    # Never anything else: these connections cannot see what they are not told to.
+    "role": TENANT_ROLE,
+    "default_transaction_read_only": "on",
+    # To plan takes longer than to read a page, and no value would change the plan: each list has its index.
+    "plan_cache_mode": "force_generic_plan",
+    # In seconds: firewalls forget connections that are silent for long.
+    "tcp_keepalives_idle": "60",
+}
 
 
 class Query(Statement):
@@ -64,56 +74,57 @@ class SessionReader:
 
 
 class PostgresReader:
-    """Reads through a small pool of its own."""
+    """Reads through a few connections of its own, which are made when they are first needed.
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    In place of asyncpg's pool: to take a connection from that and to give it back costs half of a read.
+    """
 
-    @classmethod
-    async def open(cls, url: str) -> "PostgresReader":
+    def __init__(self, url: str) -> None:
         _, options = DIALECT.create_connect_args(make_url(url))
         options.pop("prepared_statement_cache_size", None)
-        # Opened with the first request, so that a database that is away does not keep the API from starting.
-        pool = await asyncpg.create_pool(
-            **options,
-            min_size=0,
-            max_size=_CONNECTIONS,
-            init=_read_plainly,
-            # Every statement is its own transaction, and with it ends all that was set.
-            reset=_nothing_to_reset,
-            # Never anything else: these connections cannot see what they are not told to.
-            server_settings={
-                "role": TENANT_ROLE,
-                "default_transaction_read_only": "on",
-                # To plan takes longer than to read a page, and no value would change the plan: each list
-                # has its index.
-                "plan_cache_mode": "force_generic_plan",
-            },
-        )
-        return cls(pool)
+        self._options: dict[str, Any] = options
+        self._places = asyncio.Semaphore(_CONNECTIONS)
+        self._free: list[asyncpg.Connection] = []
 
     async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        async with self._pool.acquire() as connection:
-            found = await connection.fetch(query.text, *query.ordered(values))
+        async with self._places:
+            connection = await self._take()
+            try:
+                found = await connection.fetch(query.text, *query.ordered(values))
+            except BaseException:
+                # It may be lost, or in the middle of what nobody waits for any more.
+                connection.terminate()
+                raise
+            # Every statement is its own transaction, and with it ended all that was set.
+            self._free.append(connection)
         return [dict(row) for row in found]
 
+    async def _take(self) -> asyncpg.Connection:
+        while self._free:
+            connection = self._free.pop()
+            # The database may have been started anew.
+            if not connection.is_closed():
+                return connection
+        return await self._connect()
+
+    async def _connect(self) -> asyncpg.Connection:
+        connection = await asyncpg.connect(**self._options, server_settings=_SETTINGS)
+        # What goes into an answer as text needs no object in between.
+        for name, encoder, decoder in (("uuid", str, str), ("jsonb", _json, orjson.loads)):
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=encoder, decoder=decoder)
+        return connection
+
     async def close(self) -> None:
-        await self._pool.close()
+        """Waits for what is being read."""
+        for _ in range(_CONNECTIONS):
+            await self._places.acquire()
+        for connection in self._free:
+            await connection.close()
 
 
-async def open_reader(url: str, engine: AsyncEngine, sessions: SessionFactory) -> Reader:
-    if engine.dialect.name == "postgresql":
-        return await PostgresReader.open(url)
-    return SessionReader(sessions)
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()
 
 
-async def _read_plainly(connection: asyncpg.Connection) -> None:
-    # What goes into an answer as text needs no object in between.
-    await connection.set_type_codec("uuid", schema="pg_catalog", encoder=str, decoder=str)
-    await connection.set_type_codec(
-        "jsonb", schema="pg_catalog", encoder=lambda value: orjson.dumps(value).decode(), decoder=orjson.loads
-    )
-
-
-async def _nothing_to_reset(_connection: asyncpg.Connection) -> None:
-    pass
+def open_reader(url: str, engine: AsyncEngine, sessions: SessionFactory) -> Reader:
+    return PostgresReader(url) if engine.dialect.name == "postgresql" else SessionReader(sessions)

@@ -222,7 +222,7 @@ async def test_a_read_that_has_lost_its_filter_leaks_nothing(
     postgres_url: str, database: AsyncEngine, sessions: SessionFactory, ours: Tenant, theirs: Tenant
 ) -> None:
     asked_for = bindparam("organization_id", type_=Uuid())
-    reader = await open_reader(postgres_url, database, sessions)
+    reader = open_reader(postgres_url, database, sessions)
     try:
         for name in VISIBLE:
             # It knows whose rows it should read, and reads all that it can see.
