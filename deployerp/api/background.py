@@ -6,8 +6,11 @@ from typing import Any
 
 import structlog
 
-# More than this at once, and what comes is better left to the sweep than kept in memory.
+# More than this, and what comes is better left to the sweep than kept in memory.
 _MOST = 1000
+# So many at once: a burst must not have all of them wait for each other until none is in time, nor keep the
+# answers waiting.
+_AT_ONCE = 8
 _DRAIN_SECONDS = 5
 log = structlog.get_logger()
 
@@ -17,6 +20,7 @@ class Background:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._places = asyncio.Semaphore(_AT_ONCE)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         if len(self._tasks) >= _MOST:
@@ -35,6 +39,10 @@ class Background:
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await work
+            async with self._places:
+                await work
         except Exception as error:
             log.error("unexpected", exc_info=error)
+        finally:
+            # Of one that was given up before it had its place.
+            work.close()
