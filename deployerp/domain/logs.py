@@ -16,9 +16,13 @@ _SECRETS = re.compile(
     r"|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
 )
+# What such a secret has in it. Few texts do, and to look for this takes a tenth of the time.
+_SIGNS = ("erp_", "whsec_", "eyJ", "-----BEGIN ")
 
 
 def redact(text: str) -> str:
+    if not any(sign in text for sign in _SIGNS):
+        return text
     return _SECRETS.sub(lambda match: next(kept for kept in match.groups() if kept) + "[secret]", text)
 
 
