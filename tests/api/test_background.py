@@ -1,4 +1,4 @@
-"""What is done beside the answers: some at once, the rest in its turn, and nothing breaks what comes after."""
+"""What is done beside the answers: some at once, the rest in its turn; one that fails breaks nothing."""
 
 import asyncio
 
