@@ -18,6 +18,7 @@ from deployerp.api.lists import Asked
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import View, enum_of
+from deployerp.domain.errors import RateLimitExceeded
 from deployerp.domain.event_types import EVENT_TYPES, EventPattern, EventResource
 from deployerp.domain.events import Event
 
@@ -25,6 +26,9 @@ router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 _PAGE = 100
 # How long there may be nothing to tell: the stream has more to see to.
 _PATIENCE_SECONDS = 1
+# Streams of one organization at one process: each takes its place for as long as it is open.
+_MOST_STREAMS = 100
+_COME_AGAIN_SECONDS = 60
 
 
 class EventRead(View):
@@ -82,6 +86,12 @@ async def stream_events(
 
     Their `id` is the sequence, their `event` the type, their `data` the event as the list has it.
     """
+    if shared.watcher.followers(caller.organization_id) >= _MOST_STREAMS:
+        raise RateLimitExceeded(
+            f"Your organization follows the log {_MOST_STREAMS} times already: close a stream, or come again"
+            " later.",
+            retry_after=_COME_AGAIN_SECONDS,
+        )
     latest = await shared.watcher.latest(caller.organization_id)
     for name, given in (("Last-Event-ID", last_event_id), ("after", wanted.after)):
         if given is not None and given > latest:

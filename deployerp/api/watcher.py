@@ -74,6 +74,11 @@ class Watcher:
             if not followed.followers:
                 del self._followed[organization_id]
 
+    def followers(self, organization_id: UUID) -> int:
+        """How many of an organization follow its log in this process."""
+        followed = self._followed.get(organization_id)
+        return followed.followers if followed else 0
+
     async def latest(self, organization_id: UUID) -> int:
         """The sequence of an organization's latest event; 0 where there is none."""
         return (await self._look([organization_id]))[organization_id]

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlmodel import col
 from structlog.testing import capture_logs
 
-from deployerp.api import authentication, streams
+from deployerp.api import authentication, events, streams
 from deployerp.api.events import LOG
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
@@ -160,6 +160,42 @@ async def test_what_cannot_be_followed_is_refused_by_its_name(
         assert [each["field"] for each in answer.json()["error"]["details"]["fields"]] == [field]
     error = await client.error("GET", "/v1/events/stream?after=2", code="validation_error")
     assert error["message"] == "after: must be at most 1, the sequence of the latest event"
+
+
+@one_database
+async def test_an_organization_has_no_more_streams_than_it_may(
+    client: Client,
+    settings: Settings,
+    address: str,
+    server_id: UUID,
+    sessions: SessionFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(events, "_MOST_STREAMS", 2)
+    other = await new_client(client.http, settings)
+
+    async def refused(http: httpx.AsyncClient) -> httpx.Response | None:
+        """The answer to one more stream, if it is an error."""
+        bearer = {"Authorization": f"Bearer {client.token}"}
+        async with http.stream("GET", "/v1/events/stream", headers=bearer) as answer:
+            if answer.is_success:
+                return None
+            await answer.aread()
+            return answer
+
+    async with httpx.AsyncClient(base_url=address) as http:
+        async with following(client, address) as one, following(client, address) as two:
+            await write(sessions, server_id, "server.created")
+            assert await one.sequences(1) == await two.sequences(1) == [1]
+            answer = await refused(http)
+            assert answer is not None
+            assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
+            assert "close a stream" in answer.json()["error"]["message"]
+            async with following(other, address):
+                pass
+        async with asyncio.timeout(10):
+            while await refused(http):
+                await asyncio.sleep(0.05)
 
 
 @one_database
