@@ -44,7 +44,7 @@ class Extent:
     seconds: float
 
 
-FULL = Extent(api_fleet.FULL, rounds=5, seconds=3)
+FULL = Extent(api_fleet.FULL, rounds=7, seconds=2)
 QUICK = Extent(api_fleet.QUICK, rounds=3, seconds=1)
 
 
@@ -88,6 +88,7 @@ TARGETS = (
     *(_beside_bare(name, 0.7) for name in ("list_small", "list_big", "list_deep", "list_filtered")),
     _beside_bare("get", 0.6),
     _beside_bare("create", 0.5),
+    _beside_bare("create_and_start", 0.5),
     Target("big_by_small", _BIG, _SMALL, at_least=0.9),
     Target("deep_by_first_page", ("list_deep", "deployerp"), _BIG, at_most=2, figure="p50_ms"),
     # The time that a limit adds to a request, by the request's own without one.
