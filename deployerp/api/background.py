@@ -33,9 +33,13 @@ class Background:
         task.add_done_callback(self._tasks.discard)
 
     async def drain(self) -> None:
-        """Waits for what runs, a little."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+        """Waits a little for what runs, and gives up the rest."""
+        if not self._tasks:
+            return
+        _, late = await asyncio.wait(self._tasks, timeout=_DRAIN_SECONDS)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
     async def _logged(self, work: Coroutine[Any, Any, None]) -> None:
         try:
