@@ -8,12 +8,13 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConst
 
 # Controls, line separators, and what turns the direction of writing: they make a name look like another.
 _UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+# What is left of blanks alone is nothing: the contract has to say so as well.
+_SEEN_SOMEWHERE = rf"^[^{_UNSEEN}]*[^{_UNSEEN}\s][^{_UNSEEN}]*$"
 
 Name = Annotated[
-    str,
-    StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=f"^[^{_UNSEEN}]+$"),
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_SEEN_SOMEWHERE)
 ]
-"""A name for people: 1 to 100 printable characters."""
+"""A name for people: 1 to 100 printable characters, not all of them blank."""
 
 Description = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
 """Text for people: at most 500 characters, new lines among them."""

@@ -1,11 +1,12 @@
 """Names that must not pass, at the rule itself: what tells lines apart is where such rules are fooled."""
 
 import pytest
+from jsonschema_rs import validator_for
 from pydantic import TypeAdapter, ValidationError
 
 from deployerp.domain.api_keys import key_id_of, new_api_key
 from deployerp.domain.base import new_id
-from deployerp.domain.names import Instant, check_env_name, check_env_value
+from deployerp.domain.names import Instant, Name, check_env_name, check_env_value
 
 
 @pytest.mark.parametrize("name", ["A", "_", "LANG", "a1", "A" * 128, "PG", "MY_PATH", "HOSTNAME", "LD"])
@@ -29,6 +30,21 @@ def test_a_value_may_have_lines_and_no_nul() -> None:
     assert check_env_value("a\nb\t=") == "a\nb\t="
     with pytest.raises(ValueError, match="NUL"):
         check_env_value("a\x00")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\t", "\u00a0", " \u2003 ", "a\nb", "\u202ea", "a" * 101])
+def test_a_name_that_is_refused_does_not_fit_the_contract(name: str) -> None:
+    rule = TypeAdapter(Name)
+    with pytest.raises(ValidationError):
+        rule.validate_python(name)
+    assert not validator_for(rule.json_schema()).is_valid(name)
+
+
+@pytest.mark.parametrize("name", ["a", "Ada Lovelace", "\u00e5", "-", "a" * 100])
+def test_a_name_that_is_taken_fits_the_contract(name: str) -> None:
+    rule = TypeAdapter(Name)
+    assert rule.validate_python(name) == name
+    assert validator_for(rule.json_schema()).is_valid(name)
 
 
 def test_a_token_is_known_by_its_whole_shape() -> None:
