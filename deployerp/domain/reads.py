@@ -109,9 +109,13 @@ class PostgresReader:
 
     async def _connect(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(**self._options, server_settings=_SETTINGS)
-        # What goes into an answer as text needs no object in between.
-        for name, encoder, decoder in (("uuid", str, str), ("jsonb", _json, orjson.loads)):
-            await connection.set_type_codec(name, schema="pg_catalog", encoder=encoder, decoder=decoder)
+        try:
+            # What goes into an answer as text needs no object in between.
+            for name, encoder, decoder in (("uuid", str, str), ("jsonb", _json, orjson.loads)):
+                await connection.set_type_codec(name, schema="pg_catalog", encoder=encoder, decoder=decoder)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     async def close(self) -> None:

@@ -84,6 +84,24 @@ async def test_a_connection_that_was_lost_while_it_waited_is_replaced(
 
 
 @one_database
+async def test_a_connection_that_cannot_be_made_ready_is_not_left_open(
+    reader: Reader, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("it has just gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(asyncpg.Connection, "set_type_codec", fail)
+        with pytest.raises(ConnectionError):
+            await told(reader)
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+    async with sessions() as session, asyncio.timeout(5):
+        # The one that counts stays.
+        while await session.scalar(count) > 1:
+            await session.execute(text("SELECT pg_sleep(0.05), pg_stat_clear_snapshot()"))
+
+
+@one_database
 async def test_it_closes_when_what_is_being_read_has_come(
     database_url: str, database: AsyncEngine, sessions: SessionFactory
 ) -> None:
