@@ -58,8 +58,8 @@ class WebhookEndpoint(Record, table=True):
 
     def need_open(self) -> None:
         """Raises `InvalidState` for an endpoint that is closed."""
-        if self.why_closed is not None:
-            raise InvalidState(self.why_closed)
+        if why := self.why_closed:
+            raise InvalidState(why)
 
     @property
     def order(self) -> EndpointOrder:

@@ -10,7 +10,7 @@ import jsonschema_rs
 import pytest
 
 import deployerp
-from deployerp.domain.event_types import EVENT_TYPES, EventResource, EventType, known_pattern
+from deployerp.domain.event_types import EVENT_TYPES, PINGED, EventResource, EventType, known_pattern
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import LIFECYCLES, failure_event
 from deployerp.domain.servers import Server
@@ -32,17 +32,17 @@ def written() -> Iterator[str]:
     for path in PACKAGE.rglob("*.py"):
         parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("write_event", "_write"):
+            called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
+            if called == "write_event":
                 yield from types_of(node.args[1], ".".join(parts))
+            elif called == "write_ping":
+                yield PINGED
 
 
 def types_of(argument: ast.expr, module: str) -> set[str]:
     match argument:
         case ast.Constant(str(name)):
             return {name}
-        # Passed on: the types are those of the calls.
-        case ast.Name("event_type"):
-            return set()
         case ast.Name(name):
             return {getattr(importlib.import_module(module), name)}
         # Of an action, or of its failure: any of them.
