@@ -414,10 +414,11 @@ async def test_what_becomes_due_during_a_turn_is_sent_in_it(house: House, take: 
 async def test_a_turn_has_an_end_and_the_next_goes_on(
     house: House, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with receiving(lambda _: 0.1) as receiver:
+    async with receiving(lambda _: 0.2) as receiver:
         order = await house.listen(receiver.url)
         await house.happen(20)
-        monkeypatch.setattr(webhook_deliveries, "_TURN_SECONDS", 0.05)
+        # Long enough for a first look on a busy machine, and too short for seven answers one after the other.
+        monkeypatch.setattr(webhook_deliveries, "_TURN_SECONDS", 0.9)
         assert await take(order, webhook_concurrency=3) == TurnResult(0, 0)
         begun = len(receiver.requests)
         assert 3 <= begun < 20
