@@ -7,7 +7,7 @@ from typing import Any, Literal
 from urllib.parse import urlencode
 
 import orjson
-from api_fleet import Fleet, Tenant
+from api_fleet import Crowd, Fleet, Tenant
 from api_load import CONNECTIONS, UNIQUE, once
 
 from deployerp.domain.errors import Unavailable
@@ -34,12 +34,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Case:
-    """`requests` are made from the fleet and the port of the API, which runs."""
+    """`requests` are made for each round from the fleet and the port of the API, which runs."""
 
     name: str
     title: str
     requests: Callable[[Fleet, int], Asked]
     status: int = 200
+    # Of a turn's time.
+    share: float = 1
 
 
 def _http(method: str, path: str, query: Query, headers: dict[str, str], body: bytes = b"") -> bytes:
@@ -51,10 +53,8 @@ def _http(method: str, path: str, query: Query, headers: dict[str, str], body: b
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def ours(
-    tenant: Tenant, path: str = "", query: Query | None = None, body: bytes = b"", key: str = ""
-) -> bytes:
-    headers = {"Authorization": f"Bearer {tenant.token}"} | ({"Idempotency-Key": key} if key else {})
+def ours(token: str, path: str = "", query: Query | None = None, body: bytes = b"", key: str = "") -> bytes:
+    headers = {"Authorization": f"Bearer {token}"} | ({"Idempotency-Key": key} if key else {})
     return _http("POST" if body else "GET", f"/v1/instances{path}", query or {}, headers, body)
 
 
@@ -64,17 +64,22 @@ def bare(tenant: Tenant, path: str = "", query: Query | None = None, body: bytes
 
 
 def _page(tenant: Tenant) -> Asked:
-    return Asked([ours(tenant)], [bare(tenant)])
+    return Asked([ours(tenant.token)], [bare(tenant)])
+
+
+def _crowd(crowd: Crowd) -> Asked:
+    requests = {token: ours(token) for token in crowd.tokens}
+    return Asked([requests[token] for token in crowd.turn()])
 
 
 def _deep(fleet: Fleet, port: int) -> Asked:
-    listed = _answer(port, ours(fleet.big, query={"per_page": 1}))
+    listed = _answer(port, ours(fleet.big.token, query={"per_page": 1}))
     page = int(listed["meta"]["total"] * _DEEP) // _PER_PAGE
-    before = _answer(port, ours(fleet.big, query={"page": page, "per_page": _PER_PAGE}))
+    before = _answer(port, ours(fleet.big.token, query={"page": page, "per_page": _PER_PAGE}))
     last = before["data"][-1]
     after = {"created_at": datetime.fromisoformat(last["createdAt"]).isoformat(), "id": last["id"]}
     return Asked(
-        [ours(fleet.big, query={"cursor": before["meta"]["next_cursor"]})],
+        [ours(fleet.big.token, query={"cursor": before["meta"]["next_cursor"]})],
         [bare(fleet.big, "/after", after)],
     )
 
@@ -88,29 +93,31 @@ def _answer(port: int, request: bytes) -> Any:
 
 def _filtered(fleet: Fleet, _: int) -> Asked:
     query = {"status": "running", "server_id": fleet.big.server_id}
-    return Asked([ours(fleet.big, query=query)], [bare(fleet.big, "/filtered", query)])
+    return Asked([ours(fleet.big.token, query=query)], [bare(fleet.big, "/filtered", query)])
 
 
 def _search(tenant: Tenant) -> Asked:
-    return Asked([ours(tenant, query={"q": word}) for word in tenant.words])
+    return Asked([ours(tenant.token, query={"q": word}) for word in tenant.words])
 
 
 def _get(fleet: Fleet, _: int) -> Asked:
     ids = fleet.big.instance_ids
-    return Asked([ours(fleet.big, f"/{each}") for each in ids], [bare(fleet.big, f"/{each}") for each in ids])
+    return Asked(
+        [ours(fleet.big.token, f"/{each}") for each in ids], [bare(fleet.big, f"/{each}") for each in ids]
+    )
 
 
 def _create(tenants: Sequence[Tenant], *, start: bool = False) -> Asked:
     """Each connection creates in an organization of its own, as many as there are."""
     query = {"start": "true"} if start else {}
     return Asked(
-        [ours(each, body=_instance(each)) for each in tenants],
+        [ours(each.token, body=_instance(each)) for each in tenants],
         [bare(each, query=query, body=_instance(each)) for each in tenants],
     )
 
 
 def _create_with_key(fleet: Fleet, _: int) -> Asked:
-    return Asked([ours(each, body=_instance(each), key=UNIQUE.decode()) for each in fleet.creators])
+    return Asked([ours(each.token, body=_instance(each), key=UNIQUE.decode()) for each in fleet.creators])
 
 
 def _instance(tenant: Tenant) -> bytes:
@@ -123,11 +130,11 @@ def _instance(tenant: Tenant) -> bytes:
 CREATORS = CONNECTIONS
 CASES = (
     Case("list_small", "list, page 1, small organization", lambda fleet, _: _page(fleet.small)),
+    # Of the same length, so that faster machines have enough organizations.
     Case(
-        "list_limited",
-        "the same, with a rate limit",
-        lambda fleet, _: Asked(_page(fleet.limited).deployerp),
+        "list_unlimited", "the same of many, no limits", lambda fleet, _: _crowd(fleet.unlimited), share=0.5
     ),
+    Case("list_limited", "the same of many, plan starter", lambda fleet, _: _crowd(fleet.limited), share=0.5),
     Case("list_big", "list, page 1, big organization", lambda fleet, _: _page(fleet.big)),
     Case("list_deep", "list, deep page by cursor", _deep),
     Case("list_filtered", "list by status and server", _filtered),

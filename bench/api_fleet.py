@@ -1,5 +1,6 @@
 """The fleet that the API is measured with: many organizations, one of them with a tenth of all instances."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -8,15 +9,18 @@ import asyncpg
 
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.errors import Unavailable
+from deployerp.domain.plans import PLAN_LIMITS
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 
 _SEED = Path(__file__).with_name("api_fleet.sql")
 # So many of an organization's instances are asked for, one by one or by name.
 _SAMPLE = 1000
-# Limited as a professional plan is, by an agreement that no bench can spend.
-_LIMIT = "UPDATE organizations SET plan = 'professional', requests_per_minute = $2, requests_per_hour = $3"
-_PER_MINUTE, _PER_HOUR = 10_000_000, 600_000_000
+# So many organizations of each crowd are asked in a turn, each as often as its minute allows, but for one
+# request that tries the case out.
+_CROWD_PER_TURN = 70
+_REQUESTS_OF_EACH = PLAN_LIMITS["starter"].windows[0][1] - 1
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,28 @@ class Tenant:
 
 
 @dataclass(frozen=True)
+class Crowd:
+    """The tokens of small organizations that are each asked in one turn only: there, their limit is spent."""
+
+    tokens: list[str]
+
+    def turn(self) -> list[str]:
+        """A token for each request of the next turn. Raises `Unavailable` after the last."""
+        some, self.tokens[:_CROWD_PER_TURN] = self.tokens[:_CROWD_PER_TURN], []
+        if not some:
+            raise Unavailable("All organizations of this crowd have been asked: measure fewer rounds.")
+        return [token for token in some for _ in range(_REQUESTS_OF_EACH)]
+
+
+@dataclass(frozen=True)
 class Fleet:
-    """`limited` is like `small` but for its plan; `creators` are small ones that get more instances."""
+    """`creators` are small ones that get more instances; the crowd `limited` has the plan `starter`."""
 
     big: Tenant
     small: Tenant
-    limited: Tenant
     creators: list[Tenant]
+    limited: Crowd
+    unlimited: Crowd
 
 
 async def seed(dsn: str, settings: Settings, size: Size, creators: int) -> Fleet:
@@ -73,12 +92,12 @@ async def seed(dsn: str, settings: Settings, size: Size, creators: int) -> Fleet
     await connection.execute(_SEED.read_text())
     await connection.execute("VACUUM ANALYZE")
     await connection.execute("CHECKPOINT")
-    big, small, limited, *others = [
-        await _tenant(connection, settings, f"org-{number}") for number in range(3 + creators)
+    big, small, *others = [
+        await _tenant(connection, settings, f"org-{number}") for number in range(2 + creators)
     ]
-    await connection.execute(f"{_LIMIT} WHERE id = $1", limited.organization_id, _PER_MINUTE, _PER_HOUR)
+    limited, unlimited = await _crowds(connection, settings, 2 + creators, size.organizations)
     await connection.close()
-    return Fleet(big, small, limited, others)
+    return Fleet(big, small, others, limited, unlimited)
 
 
 async def _tenant(connection: asyncpg.Connection, settings: Settings, slug: str) -> Tenant:
@@ -94,17 +113,29 @@ async def _tenant(connection: asyncpg.Connection, settings: Settings, slug: str)
     )
     return Tenant(
         organization_id,
-        await _new_token(settings, organization_id),
+        (await _new_tokens(settings, [organization_id]))[0],
         server_id,
         [row["id"] for row in rows],
         [row["slug"].rpartition("-")[2] for row in rows],
     )
 
 
-async def _new_token(settings: Settings, organization_id: UUID) -> str:
-    key, token = new_api_key(organization_id, "bench", "admin")
+async def _crowds(connection: asyncpg.Connection, settings: Settings, first: int, last: int) -> list[Crowd]:
+    """The organizations from the first to before the last: every other one is limited."""
+    slugs = [f"org-{number}" for number in range(first, last)]
+    crowds = []
+    for part, plan in ((slugs[::2], "starter"), (slugs[1::2], "enterprise")):
+        rows = await connection.fetch(
+            "UPDATE organizations SET plan = $2 WHERE slug = ANY($1) RETURNING id", part, plan
+        )
+        crowds.append(Crowd(await _new_tokens(settings, [row["id"] for row in rows])))
+    return crowds
+
+
+async def _new_tokens(settings: Settings, organization_ids: Sequence[UUID]) -> list[str]:
+    made = [new_api_key(organization_id, "bench", "admin") for organization_id in organization_ids]
     database = open_database(settings.database_url)
     async with session_factory(database)() as session, session.begin():
-        session.add(key)
+        session.add_all(key for key, _ in made)
     await database.dispose()
-    return token
+    return [token for _, token in made]

@@ -36,6 +36,7 @@ from deployerp.api.requests import RequestIds
 from deployerp.api.totals import Totals
 from deployerp.api.watcher import Watcher
 from deployerp.domain.database import open_database, session_factory
+from deployerp.domain.rate_windows import open_connections
 from deployerp.domain.reads import open_reader
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
@@ -67,6 +68,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     database = open_database(settings.database_url)
     sessions = session_factory(database)
     background = Background()
+    counting = open_connections(settings.database_url) if database.dialect.name == "postgresql" else None
     context = Context(
         settings=settings,
         sessions=sessions,
@@ -74,7 +76,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         temporal=await Temporal.open(settings),
         vault=Vault(settings.encryption_keys),
         authenticator=Authenticator(settings, sessions, background),
-        limiter=Limiter(sessions),
+        limiter=Limiter(sessions, counting),
         totals=Totals(),
         background=background,
         watcher=Watcher(sessions),
@@ -82,6 +84,8 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     yield context
     await context.background.drain()
     await context.reader.close()
+    if counting is not None:
+        await counting.close()
     await database.dispose()
 
 

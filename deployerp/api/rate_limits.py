@@ -1,26 +1,35 @@
 """Rate limits, exact over all API processes and nearly free.
 
 A process takes a share of what is left of a subject's windows in one transaction, and admits from it
-without asking the database again. The shares get smaller as the end comes near, the last ones are single
-requests: together the processes never admit more than the limit. What a process has not used when a window
+without asking the database again. The shares get smaller as the end comes near, and what is taken is gone for
+the others: together the processes never admit more than the limit. What a process has not used when a window
 ends is good for the longer window still.
 """
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import ceil
 
 from deployerp.domain.base import utc_now
+from deployerp.domain.connections import Connections
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.plans import HOUR, MINUTE, Limits
-from deployerp.domain.rate_windows import Spending, lock_windows, runs_at, write_windows
+from deployerp.domain.rate_windows import (
+    Spending,
+    lock_windows,
+    replace_windows,
+    runs_at,
+    write_windows,
+)
 
 _NAMES = {MINUTE: b"minute", HOUR: b"hour"}
-# A process takes at most one part in this many of what is left.
+# A process takes at most one part in this many of what is left,
 _PARTS = 10
+# or of the whole limit, which is more near the end: most requests would otherwise ask the database by then.
+_PARTS_OF_ALL = 33
 _CAPACITY = 10_000
 _NEVER = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
@@ -59,12 +68,21 @@ class Standing:
 
 
 class Limiter:
-    """Counts the requests of subjects, such as `organization:<id>` or `address:203.0.113.7`."""
+    """Counts the requests of subjects, such as `organization:<id>` or `address:203.0.113.7`.
+
+    With `connections`, which PostgreSQL has, a share costs one message where no other process took one.
+    """
 
     def __init__(
-        self, sessions: SessionFactory, *, clock: Clock = utc_now, capacity: int = _CAPACITY
+        self,
+        sessions: SessionFactory,
+        connections: Connections | None = None,
+        *,
+        clock: Clock = utc_now,
+        capacity: int = _CAPACITY,
     ) -> None:
         self._sessions = sessions
+        self._connections = connections
         self._clock = clock
         self._capacity = capacity
         # The least recently used first.
@@ -111,29 +129,43 @@ class Limiter:
 
     async def _lease(self, tally: "_Tally") -> None:
         """Takes a share of every window; after it, each has something at hand or one of them is spent."""
+        if self._connections is None or not await self._lease_as_known(tally, self._connections):
+            await self._lease_after_looking(tally)
+
+    async def _lease_as_known(self, tally: "_Tally", connections: Connections) -> bool:
+        """Says whether the windows were still as this process has left them; if not, nothing is taken."""
+        known = tally.known()
+        if not known:
+            return False
+        tally.learn(known, self._clock())
+        shares = tally.shares()
+        if not shares or not await replace_windows(connections, tally.subject, known, tally.after(shares)):
+            return False
+        tally.take(shares)
+        return True
+
+    async def _lease_after_looking(self, tally: "_Tally") -> None:
         async with self._sessions() as session, session.begin():
             found = await lock_windows(session, tally.subject, tally.lengths, self._clock())
             # The time may have passed with waiting for the lock.
-            now = self._clock()
-            for window in tally.windows:
-                window.learn(found[window.seconds], now)
+            tally.learn(found, self._clock())
             shares = tally.shares()
             if shares:
-                taken = {window.seconds: window.spending(more) for window, more in shares.items()}
-                await write_windows(session, tally.subject, taken)
-        for window, more in shares.items():
-            window.take(more)
+                await write_windows(session, tally.subject, tally.after(shares))
+        tally.take(shares)
 
 
 class _Window:
     """One window of one subject, as this process knows it.
 
     `remaining` is what all processes together have left, as far as is known: others may have taken of it.
-    `at_hand` is the part that this process has taken and not used, and `taken` all that it took.
+    `at_hand` is the part that this process has taken and not used, and `taken` all that it took. `kept` is
+    what the database has, as far as is known.
     """
 
     __slots__ = (
         "at_hand",
+        "kept",
         "length",
         "limit",
         "name",
@@ -150,6 +182,7 @@ class _Window:
         self.seconds = seconds
         self.length = timedelta(seconds=seconds)
         self.limit = limit
+        self.kept: Spending | None = None
         self._begin(_NEVER)
 
     def _begin(self, started_at: datetime) -> None:
@@ -160,6 +193,7 @@ class _Window:
 
     def learn(self, found: Spending, now: datetime) -> None:
         """Takes over what the database says; one that has ended or not begun would begin now."""
+        self.kept = found
         begun = found.spent > 0 and runs_at(now, found.started_at, self.length)
         started_at, spent = found if begun else (now, 0)
         if started_at != self.started_at:
@@ -173,12 +207,14 @@ class _Window:
         Otherwise the requests of a client that comes to it once and then goes to another would be lost.
         """
         used = self.taken - self.at_hand
-        return min(max(1, min(self.remaining // _PARTS, used + waiting)), self.remaining)
+        most = max(self.remaining // _PARTS, self.limit // _PARTS_OF_ALL)
+        return min(max(1, min(most, used + waiting)), self.remaining)
 
     def spending(self, more: int) -> Spending:
         return Spending(self.started_at, self.spent + more)
 
     def take(self, more: int) -> None:
+        self.kept = self.spending(more)
         self.spent += more
         self.taken += more
         self.at_hand += more
@@ -222,6 +258,22 @@ class _Tally:
         """How many more each window needs, for all to have the same at hand; empty when one is spent."""
         size = min(window.share(len(self.waiting)) for window in self.windows)
         return {window: size - window.at_hand for window in self.windows if window.at_hand < size}
+
+    def known(self) -> dict[int, Spending]:
+        """What the database has, by the windows' seconds; empty before the first look."""
+        return {window.seconds: window.kept for window in self.windows if window.kept is not None}
+
+    def learn(self, found: Mapping[int, Spending], now: datetime) -> None:
+        for window in self.windows:
+            window.learn(found[window.seconds], now)
+
+    def after(self, shares: Mapping[_Window, int]) -> dict[int, Spending]:
+        """What the database has once these are taken, by the windows' seconds."""
+        return self.known() | {window.seconds: window.spending(more) for window, more in shares.items()}
+
+    def take(self, shares: Mapping[_Window, int]) -> None:
+        for window, more in shares.items():
+            window.take(more)
 
     def serve(self, now: datetime) -> None:
         """Answers who waits, in their order, as far as what is at hand goes."""

@@ -4,13 +4,15 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
-from sqlalchemy import and_, bindparam, delete, or_, select, tuple_, update
+from sqlalchemy import and_, bindparam, delete, or_, select, text, tuple_, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
 from deployerp.domain.base import UtcDateTime
+from deployerp.domain.connections import Connections
 from deployerp.domain.plans import HOUR, MINUTE
+from deployerp.domain.statements import Statement
 
 
 class RateWindow(SQLModel, table=True):
@@ -64,6 +66,25 @@ async def write_windows(session: AsyncSession, subject: str, spendings: Mapping[
     await connection.execute(_WRITTEN, rows)
 
 
+def open_connections(url: str) -> Connections:
+    """For `replace_windows`, on PostgreSQL."""
+    return Connections(url, _CONNECTIONS, _SETTINGS)
+
+
+async def replace_windows(
+    connections: Connections, subject: str, known: Mapping[int, Spending], wanted: Mapping[int, Spending]
+) -> bool:
+    """Writes windows, by their seconds, unless one of them is no longer as it was known; says whether.
+
+    One message, in place of a transaction that locks, reads and writes.
+    """
+    values: dict[str, object] = {"subject": subject, "seconds": [*known]}
+    for name, spendings in (("known", known), ("wanted", wanted)):
+        values[f"{name}_started"] = [spendings[seconds].started_at for seconds in known]
+        values[f"{name}_spent"] = [spendings[seconds].spent for seconds in known]
+    return bool(await connections.run(_REPLACED, values))
+
+
 async def forget_ended(session: AsyncSession, now: datetime) -> int:
     """Deletes windows that have ended, so many at a time that nobody waits for it; says how many.
 
@@ -99,4 +120,33 @@ _WRITTEN = (
     update(RateWindow)
     .where(col(RateWindow.subject) == bindparam("of"), col(RateWindow.seconds) == bindparam("for_seconds"))
     .values(started_at=bindparam("started_at"), spent=bindparam("spent"))
+)
+
+# Few are busy at a time: who waits for a share of one subject waits for one statement.
+_CONNECTIONS = 2
+# Nobody waits for the disk: a server that breaks down forgets what was spent in its last second.
+_SETTINGS = {"synchronous_commit": "off", "plan_cache_mode": "force_generic_plan"}
+# Locked before they are compared: nothing that others write comes in between, and a window that was once as
+# it is known never becomes so again, since it is only spent or begins anew.
+_REPLACED = Statement(
+    text(
+        """
+    WITH held AS (
+        SELECT seconds, started_at, spent FROM rate_windows
+        WHERE subject = :subject AND seconds = ANY(CAST(:seconds AS int[])) ORDER BY seconds FOR UPDATE
+    ), known AS (
+        SELECT * FROM unnest(
+            CAST(:seconds AS int[]), CAST(:known_started AS timestamptz[]), CAST(:known_spent AS int[])
+        ) AS known (seconds, started_at, spent)
+    ), wanted AS (
+        SELECT * FROM unnest(
+            CAST(:seconds AS int[]), CAST(:wanted_started AS timestamptz[]), CAST(:wanted_spent AS int[])
+        ) AS wanted (seconds, started_at, spent)
+    )
+    UPDATE rate_windows AS kept SET started_at = wanted.started_at, spent = wanted.spent FROM wanted
+    WHERE kept.subject = :subject AND kept.seconds = wanted.seconds
+        AND NOT EXISTS (SELECT * FROM known EXCEPT SELECT * FROM held)
+    RETURNING kept.seconds
+    """
+    )
 )

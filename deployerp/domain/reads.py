@@ -3,19 +3,17 @@
 On PostgreSQL they go past the ORM, straight to asyncpg: a session costs three times what the query does.
 """
 
-import asyncio
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 from uuid import UUID
 
-import asyncpg
 import orjson
-from sqlalchemy import make_url
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from deployerp.domain.connections import Codec, Connections
 from deployerp.domain.database import TENANT_ROLE, TENANT_SETTING, SessionFactory, tenant_transaction
-from deployerp.domain.statements import DIALECT, Row, Statement, run
+from deployerp.domain.statements import Row, Statement, run
 
 _CONNECTIONS = 4
 _SETTINGS = {
@@ -24,8 +22,6 @@ _SETTINGS = {
     "default_transaction_read_only": "on",
     # To plan takes longer than to read a page, and no value would change the plan: each list has its index.
     "plan_cache_mode": "force_generic_plan",
-    # In seconds: firewalls forget connections that are silent for long.
-    "tcp_keepalives_idle": "60",
 }
 
 
@@ -74,60 +70,24 @@ class SessionReader:
 
 
 class PostgresReader:
-    """Reads through a few connections of its own, which are made when they are first needed.
-
-    In place of asyncpg's pool: to take a connection from that and to give it back costs half of a read.
-    """
+    """Reads through connections of its own."""
 
     def __init__(self, url: str) -> None:
-        _, options = DIALECT.create_connect_args(make_url(url))
-        options.pop("prepared_statement_cache_size", None)
-        self._options: dict[str, Any] = options
-        self._places = asyncio.Semaphore(_CONNECTIONS)
-        self._free: list[asyncpg.Connection] = []
+        self._connections = Connections(url, _CONNECTIONS, _SETTINGS, _CODECS)
 
     async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        async with self._places:
-            connection = await self._take()
-            try:
-                found = await connection.fetch(query.text, *query.ordered(values))
-            except BaseException:
-                # It may be lost, or in the middle of what nobody waits for any more.
-                connection.terminate()
-                raise
-            # Every statement is its own transaction, and with it ended all that was set.
-            self._free.append(connection)
-        return [dict(row) for row in found]
-
-    async def _take(self) -> asyncpg.Connection:
-        while self._free:
-            connection = self._free.pop()
-            # The database may have been started anew.
-            if not connection.is_closed():
-                return connection
-        return await self._connect()
-
-    async def _connect(self) -> asyncpg.Connection:
-        connection = await asyncpg.connect(**self._options, server_settings=_SETTINGS)
-        try:
-            # What goes into an answer as text needs no object in between.
-            for name, encoder, decoder in (("uuid", str, str), ("jsonb", _json, orjson.loads)):
-                await connection.set_type_codec(name, schema="pg_catalog", encoder=encoder, decoder=decoder)
-        except BaseException:
-            connection.terminate()
-            raise
-        return connection
+        return await self._connections.run(query, values)
 
     async def close(self) -> None:
-        """Waits for what is being read."""
-        for _ in range(_CONNECTIONS):
-            await self._places.acquire()
-        for connection in self._free:
-            await connection.close()
+        await self._connections.close()
 
 
 def _json(value: object) -> str:
     return orjson.dumps(value).decode()
+
+
+# What goes into an answer as text needs no object in between.
+_CODECS = (Codec("uuid", str, str), Codec("jsonb", _json, orjson.loads))
 
 
 def open_reader(url: str, engine: AsyncEngine, sessions: SessionFactory) -> Reader:

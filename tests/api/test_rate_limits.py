@@ -3,23 +3,33 @@
 import asyncio
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from deployerp.api import rate_limits
 from deployerp.api.rate_limits import Limiter, Standing
 from deployerp.domain.database import SessionFactory, open_database, session_factory
 from deployerp.domain.organizations import Organization
 from deployerp.domain.plans import HOUR, MINUTE, PLAN_LIMITS, Limits
-from deployerp.domain.rate_windows import RateWindow, forget_ended, lock_windows, write_windows
+from deployerp.domain.rate_windows import (
+    RateWindow,
+    Spending,
+    forget_ended,
+    lock_windows,
+    open_connections,
+    replace_windows,
+    write_windows,
+)
 from tests.conftest import free_port
 
 STARTER = PLAN_LIMITS["starter"]
+on_postgres = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 NOON = datetime(2026, 11, 21, 12, tzinfo=UTC)
 
 
@@ -34,18 +44,6 @@ class Clock:
 
     def pass_by(self, **time: float) -> None:
         self.now += timedelta(**time)
-
-
-class Counted:
-    """Sessions, and how many have been opened."""
-
-    def __init__(self, sessions: SessionFactory) -> None:
-        self.opened = 0
-        self._sessions = sessions
-
-    def __call__(self) -> AsyncSession:
-        self.opened += 1
-        return self._sessions()
 
 
 @asynccontextmanager
@@ -65,6 +63,43 @@ async def other_sessions(database_url: str) -> AsyncIterator[SessionFactory]:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+Process = Callable[..., Limiter]
+
+
+@pytest.fixture
+async def process(database_url: str) -> AsyncIterator[Process]:
+    """Makes limiters as API processes have them."""
+    async with AsyncExitStack() as stack:
+
+        def begin(sessions: SessionFactory, **given: Any) -> Limiter:
+            if not database_url.startswith("postgresql"):
+                return Limiter(sessions, **given)
+            connections = open_connections(database_url)
+            stack.push_async_callback(connections.close)
+            return Limiter(sessions, connections, **given)
+
+        yield begin
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often the database has been asked for a share, and by what."""
+    counts: Counter[str] = Counter()
+
+    def counted(name: str) -> Callable[..., Awaitable[Any]]:
+        real = getattr(rate_limits, name)
+
+        async def ask(*given: Any) -> Any:
+            counts[name] += 1
+            return await real(*given)
+
+        return ask
+
+    for name in ("lock_windows", "replace_windows"):
+        monkeypatch.setattr(rate_limits, name, counted(name))
+    return counts
 
 
 async def admitted(limiter: Limiter, times: int, limits: Limits, subject: str = "one") -> int:
@@ -87,9 +122,9 @@ async def spent(sessions: SessionFactory, subject: str = "one") -> dict[int, int
 
 
 async def test_two_processes_together_admit_exactly_the_limit(
-    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
-    limiters = [Limiter(each, clock=clock) for each in (sessions, other_sessions)]
+    limiters = [process(each, clock=clock) for each in (sessions, other_sessions)]
     standings = await asyncio.gather(*(limiters[i % 2].admit("one", STARTER) for i in range(1500)))
     assert Counter(standing.admitted for standing in standings if standing) == {True: 100, False: 1400}
     # What was refused counts in neither window.
@@ -102,15 +137,19 @@ from datetime import datetime
 from deployerp.api.rate_limits import Limiter
 from deployerp.domain.database import open_database, session_factory
 from deployerp.domain.plans import PLAN_LIMITS
+from deployerp.domain.rate_windows import open_connections
 
 async def main(url, now):
     database = open_database(url)
-    limiter = Limiter(session_factory(database), clock=lambda: datetime.fromisoformat(now))
+    connections = open_connections(url) if url.startswith("postgresql") else None
+    limiter = Limiter(session_factory(database), connections, clock=lambda: datetime.fromisoformat(now))
     await limiter.admit("warm", PLAN_LIMITS["starter"])
     print("ready", flush=True)
     sys.stdin.readline()
     asked = (limiter.admit("one", PLAN_LIMITS["starter"]) for _ in range(750))
     print(sum(standing.admitted for standing in await asyncio.gather(*asked)))
+    if connections:
+        await connections.close()
     await database.dispose()
 
 asyncio.run(main(*sys.argv[1:]))
@@ -134,9 +173,9 @@ async def test_two_processes_of_the_system_admit_exactly_the_limit(
 
 @pytest.mark.parametrize("first", [1, 3, 40])
 async def test_nothing_is_lost_to_a_process_that_is_asked_no_more(
-    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, first: int
+    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, first: int, process: Process
 ) -> None:
-    left, right = Limiter(sessions, clock=clock), Limiter(other_sessions, clock=clock)
+    left, right = process(sessions, clock=clock), process(other_sessions, clock=clock)
     both = await admitted(left, first, STARTER) + await admitted(right, 200, STARTER)
     # What the first has at hand is at most what it has used, and never more than a part of what is left.
     assert 100 - min(first - 1, 4) <= both <= 100
@@ -144,9 +183,9 @@ async def test_nothing_is_lost_to_a_process_that_is_asked_no_more(
 
 
 async def test_a_window_begins_anew_with_the_first_request_after_its_end(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(5, None)
+    limiter, limits = process(sessions, clock=clock), Limits(5, None)
     clock.pass_by(seconds=17)
     assert await admitted(limiter, 10, limits) == 5
     clock.pass_by(seconds=59.999)
@@ -159,8 +198,10 @@ async def test_a_window_begins_anew_with_the_first_request_after_its_end(
     assert await admitted(limiter, 10, limits) == 5
 
 
-async def test_the_hour_refuses_what_the_minute_would_admit(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(4, 6)
+async def test_the_hour_refuses_what_the_minute_would_admit(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock), Limits(4, 6)
     assert await admitted(limiter, 10, limits) == 4
     clock.pass_by(seconds=60)
     assert await admitted(limiter, 10, limits) == 2
@@ -174,9 +215,11 @@ async def test_the_hour_refuses_what_the_minute_would_admit(sessions: SessionFac
     assert await spent(sessions) == {MINUTE: 4, HOUR: 4}
 
 
-async def test_a_refused_request_does_not_begin_a_window(sessions: SessionFactory, clock: Clock) -> None:
-    assert await admitted(Limiter(sessions, clock=clock), 9, Limits(None, 6)) == 6
-    limiter, limits = Limiter(sessions, clock=clock), Limits(4, 6)
+async def test_a_refused_request_does_not_begin_a_window(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    assert await admitted(process(sessions, clock=clock), 9, Limits(None, 6)) == 6
+    limiter, limits = process(sessions, clock=clock), Limits(4, 6)
     clock.pass_by(seconds=3590)
     assert not (await standing_of(limiter, limits)).admitted
     clock.pass_by(seconds=10)
@@ -185,9 +228,9 @@ async def test_a_refused_request_does_not_begin_a_window(sessions: SessionFactor
 
 
 async def test_what_a_minute_leaves_at_hand_is_good_for_the_hour(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(100, 60)
+    limiter, limits = process(sessions, clock=clock), Limits(100, 60)
     for _ in range(30):
         # The second has taken two, and one of them is not used.
         assert await admitted(limiter, 2, limits) == 2
@@ -195,21 +238,25 @@ async def test_what_a_minute_leaves_at_hand_is_good_for_the_hour(
     assert await admitted(limiter, 1, limits) == 0
 
 
-async def test_both_windows_spent_end_with_the_last_of_them(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(3, 3)
+async def test_both_windows_spent_end_with_the_last_of_them(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock), Limits(3, 3)
     assert await admitted(limiter, 4, limits) == 3
     assert (await standing_of(limiter, limits)).reset == HOUR
 
 
-async def test_without_limits_nothing_is_counted(sessions: SessionFactory) -> None:
-    limiter = Limiter(sessions)
+async def test_without_limits_nothing_is_counted(sessions: SessionFactory, process: Process) -> None:
+    limiter = process(sessions)
     assert await limiter.admit("one", PLAN_LIMITS["enterprise"]) is None
     assert await spent(sessions) == {}
     assert not limiter.is_spent("one")
 
 
-async def test_an_agreement_of_its_own_holds(sessions: SessionFactory, clock: Clock) -> None:
-    limiter = Limiter(sessions, clock=clock)
+async def test_an_agreement_of_its_own_holds(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter = process(sessions, clock=clock)
     hourly = Organization(name="a", slug="a", plan="enterprise", requests_per_hour=3)
     assert await admitted(limiter, 5, hourly.limits, "a") == 3
     assert await spent(sessions, "a") == {HOUR: 3}
@@ -220,8 +267,10 @@ async def test_an_agreement_of_its_own_holds(sessions: SessionFactory, clock: Cl
     assert await spent(sessions, "c") == {MINUTE: 0, HOUR: 0}
 
 
-async def test_other_limits_hold_from_the_next_request_on(sessions: SessionFactory, clock: Clock) -> None:
-    limiter = Limiter(sessions, clock=clock)
+async def test_other_limits_hold_from_the_next_request_on(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter = process(sessions, clock=clock)
     assert await admitted(limiter, 9, Limits(5, None)) == 5
     assert await admitted(limiter, 9, Limits(8, None)) == 3
     assert await admitted(limiter, 9, Limits(2, None)) == 0
@@ -230,39 +279,84 @@ async def test_other_limits_hold_from_the_next_request_on(sessions: SessionFacto
 
 
 async def test_a_process_admits_from_its_share_without_asking_again(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process, asked: Counter[str]
 ) -> None:
-    counted = Counted(sessions)
-    limiter = Limiter(counted, clock=clock)
+    limiter = process(sessions, clock=clock)
     assert await admitted(limiter, 1000, Limits(1_000_000, None)) == 1000
     # Shares of 1, 2, 4, ... 512.
-    assert counted.opened == 10
+    assert asked.total() == 10
 
 
-async def test_a_spent_window_is_remembered(sessions: SessionFactory, clock: Clock) -> None:
-    counted = Counted(sessions)
-    limiter = Limiter(counted, clock=clock)
+async def test_a_spent_window_is_remembered(
+    sessions: SessionFactory, clock: Clock, process: Process, asked: Counter[str]
+) -> None:
+    limiter = process(sessions, clock=clock)
     assert not limiter.is_spent("one")
     assert await admitted(limiter, 5, Limits(5, 100)) == 5
     assert limiter.is_spent("one")
-    before = counted.opened
+    before = asked.total()
     assert await admitted(limiter, 100, Limits(5, 100)) == 0
-    assert counted.opened == before
+    assert asked.total() == before
     clock.pass_by(seconds=60)
     assert not limiter.is_spent("one")
 
 
-async def test_requests_at_once_share_one_transaction(sessions: SessionFactory, clock: Clock) -> None:
-    counted = Counted(sessions)
-    limiter = Limiter(counted, clock=clock)
+async def test_requests_at_once_share_one_transaction(
+    sessions: SessionFactory, clock: Clock, process: Process, asked: Counter[str]
+) -> None:
+    limiter = process(sessions, clock=clock)
     standings = await asyncio.gather(*(limiter.admit("one", Limits(10_000, None)) for _ in range(50)))
     assert all(standing and standing.admitted for standing in standings)
-    assert counted.opened == 1
+    assert asked.total() == 1
     assert await spent(sessions) == {MINUTE: 50}
 
 
-async def test_a_request_that_is_given_up_takes_no_place(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(20, None)
+@on_postgres
+async def test_a_share_is_one_message_while_no_other_process_takes_one(
+    sessions: SessionFactory,
+    other_sessions: SessionFactory,
+    clock: Clock,
+    process: Process,
+    asked: Counter[str],
+) -> None:
+    alone, other = process(sessions, clock=clock), process(other_sessions, clock=clock)
+    assert await admitted(alone, 500, Limits(1000, 10_000)) == 500
+    # The first of all has to look what there is.
+    assert asked.pop("lock_windows") == 1
+    assert await admitted(other, 1, Limits(1000, 10_000)) == 1
+    asked.clear()
+    assert await admitted(alone, 600, Limits(1000, 10_000)) == 499
+    assert asked["lock_windows"] <= 2 < asked["replace_windows"]
+    assert await spent(sessions) == {MINUTE: 1000, HOUR: 1000}
+
+
+@on_postgres
+async def test_windows_that_another_process_has_changed_are_not_replaced(
+    postgres_url: str, sessions: SessionFactory, clock: Clock
+) -> None:
+    await admitted(Limiter(sessions, clock=clock), 1, Limits(5, 50))
+    kept = {MINUTE: Spending(NOON, 1), HOUR: Spending(NOON, 1)}
+    wanted = {MINUTE: Spending(NOON, 3), HOUR: Spending(NOON, 3)}
+    before, earlier = Spending(NOON, 0), Spending(NOON - timedelta(microseconds=1), 1)
+    connections = open_connections(postgres_url)
+    for known in ({MINUTE: before}, {HOUR: before}, {MINUTE: earlier}, {HOUR: earlier}):
+        assert not await replace_windows(connections, "one", kept | known, wanted)
+    assert not await replace_windows(connections, "two", kept, wanted)
+    assert (await spent(sessions, "one"), await spent(sessions, "two")) == ({MINUTE: 1, HOUR: 1}, {})
+    assert await replace_windows(connections, "one", kept, wanted)
+    assert await spent(sessions) == {MINUTE: 3, HOUR: 3}
+    # One who waits for the lock sees what was written by then.
+    taken = await asyncio.gather(
+        *(replace_windows(connections, "one", wanted, {**wanted, HOUR: Spending(NOON, n)}) for n in (4, 5))
+    )
+    assert sorted(taken) == [False, True]
+    await connections.close()
+
+
+async def test_a_request_that_is_given_up_takes_no_place(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock), Limits(20, None)
     asked = [asyncio.create_task(limiter.admit("one", limits)) for _ in range(10)]
     await asyncio.sleep(0)
     for each in asked[:5]:
@@ -273,11 +367,11 @@ async def test_a_request_that_is_given_up_takes_no_place(sessions: SessionFactor
 
 
 async def test_a_failure_is_told_to_all_who_wait_and_is_over_with_them(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
     async with opened(f"postgresql+asyncpg://nobody@127.0.0.1:{free_port()}/nothing") as failing:
         chosen = [failing]
-        limiter = Limiter(lambda: chosen[0](), clock=clock)
+        limiter = process(lambda: chosen[0](), clock=clock)
         asked = (limiter.admit("one", Limits(5, None)) for _ in range(20))
         answers = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(answer, OSError) for answer in answers), answers
@@ -285,8 +379,10 @@ async def test_a_failure_is_told_to_all_who_wait_and_is_over_with_them(
         assert await admitted(limiter, 9, Limits(5, None)) == 5
 
 
-async def test_memory_is_bounded_and_counts_stay_exact(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock, capacity=3), Limits(2, None)
+async def test_memory_is_bounded_and_counts_stay_exact(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock, capacity=3), Limits(2, None)
     subjects = [f"address:203.0.113.{i}" for i in range(6)]
     for _ in range(4):
         for subject in subjects:
@@ -303,24 +399,26 @@ async def test_memory_is_bounded_and_counts_stay_exact(sessions: SessionFactory,
 
 @pytest.mark.parametrize("seconds", [-20, -0.001, 0.001, 20])
 async def test_clocks_that_differ_share_one_window(
-    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, seconds: float
+    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, seconds: float, process: Process
 ) -> None:
     limits, theirs = Limits(10, 100), Clock(clock.now + timedelta(seconds=seconds))
-    left, right = Limiter(sessions, clock=clock), Limiter(other_sessions, clock=theirs)
+    left, right = process(sessions, clock=clock), process(other_sessions, clock=theirs)
     assert await admitted(left, 3, limits) + await admitted(right, 3, limits) == 6
     assert await admitted(left, 20, limits) + await admitted(right, 20, limits) == 4
 
 
 async def test_a_window_from_far_in_the_future_shuts_nobody_out(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
     limits, wrong = Limits(5, None), Clock(clock.now + timedelta(days=3000))
-    assert await admitted(Limiter(sessions, clock=wrong), 9, limits) == 5
-    assert await admitted(Limiter(sessions, clock=clock), 9, limits) == 5
+    assert await admitted(process(sessions, clock=wrong), 9, limits) == 5
+    assert await admitted(process(sessions, clock=clock), 9, limits) == 5
 
 
-async def test_the_headers_of_the_tighter_window(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(3, 1000)
+async def test_the_headers_of_the_tighter_window(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock), Limits(3, 1000)
     end = int(NOON.timestamp()) + 60
     policy = b'"minute";q=3;w=60, "hour";q=1000;w=3600'
     assert (await standing_of(limiter, limits)).headers() == [
@@ -344,10 +442,10 @@ async def test_the_headers_of_the_tighter_window(sessions: SessionFactory, clock
 
 
 async def test_a_window_that_begins_between_seconds_is_never_told_to_end_early(
-    sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
     clock.pass_by(seconds=0.25)
-    limiter, limits = Limiter(sessions, clock=clock), Limits(3, 1000)
+    limiter, limits = process(sessions, clock=clock), Limits(3, 1000)
     standing = await standing_of(limiter, limits)
     assert (standing.reset, standing.reset_at) == (60, int(NOON.timestamp()) + 61)
     clock.pass_by(seconds=59.9)
@@ -356,8 +454,10 @@ async def test_a_window_that_begins_between_seconds_is_never_told_to_end_early(
     assert (await standing_of(limiter, limits)).remaining == 2
 
 
-async def test_the_hour_is_told_when_it_is_the_tighter(sessions: SessionFactory, clock: Clock) -> None:
-    limiter, limits = Limiter(sessions, clock=clock), Limits(100, 30)
+async def test_the_hour_is_told_when_it_is_the_tighter(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter, limits = process(sessions, clock=clock), Limits(100, 30)
     headers = dict((await standing_of(limiter, limits)).headers())
     assert headers[b"x-ratelimit-limit"] == b"30"
     assert headers[b"ratelimit"] == b'"hour";r=29;t=3600'
@@ -372,8 +472,10 @@ async def forgotten(sessions: SessionFactory, now: datetime) -> int:
         return await forget_ended(session, now)
 
 
-async def test_windows_that_have_ended_are_forgotten(sessions: SessionFactory, clock: Clock) -> None:
-    limiter = Limiter(sessions, clock=clock)
+async def test_windows_that_have_ended_are_forgotten(
+    sessions: SessionFactory, clock: Clock, process: Process
+) -> None:
+    limiter = process(sessions, clock=clock)
     await admitted(limiter, 1, Limits(5, 50), "one")
     clock.pass_by(seconds=30)
     await admitted(limiter, 1, Limits(5, 50), "two")
@@ -390,10 +492,10 @@ async def test_windows_that_have_ended_are_forgotten(sessions: SessionFactory, c
 
 
 async def test_the_ended_are_forgotten_so_many_at_a_time(
-    sessions: SessionFactory, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    sessions: SessionFactory, clock: Clock, monkeypatch: pytest.MonkeyPatch, process: Process
 ) -> None:
     monkeypatch.setattr("deployerp.domain.rate_windows._BATCH", 2)
-    limiter = Limiter(sessions, clock=clock)
+    limiter = process(sessions, clock=clock)
     for i in range(5):
         await admitted(limiter, 1, Limits(5, None), f"{i}")
     later = NOON + timedelta(hours=2)
@@ -414,9 +516,9 @@ async def test_what_is_in_use_is_not_waited_for(postgres_url: str) -> None:
 
 
 async def test_counts_are_exact_while_windows_are_forgotten(
-    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock
+    sessions: SessionFactory, other_sessions: SessionFactory, clock: Clock, process: Process
 ) -> None:
-    limiters = [Limiter(each, clock=clock) for each in (sessions, other_sessions) * 2]
+    limiters = [process(each, clock=clock) for each in (sessions, other_sessions) * 2]
     for _ in range(15):
         *taken, _ = await asyncio.gather(
             *(admitted(limiter, 12, Limits(20, 1000)) for limiter in limiters),

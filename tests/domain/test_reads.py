@@ -111,3 +111,12 @@ async def test_it_closes_when_what_is_being_read_has_come(
     await reader.close()
     assert reading.done()
     assert str(await reading).endswith("read")
+
+
+@one_database
+async def test_a_read_after_the_end_fails_instead_of_waiting(reader: Reader) -> None:
+    assert await told(reader)
+    await reader.close()
+    async with asyncio.timeout(10):
+        with pytest.raises(asyncpg.InterfaceError, match="closed"):
+            await told(reader)
