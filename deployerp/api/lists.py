@@ -64,6 +64,11 @@ class Asked:
     same: tuple[tuple[str, str], ...]
 
     @property
+    def offset(self) -> int:
+        """How many rows lie before the page."""
+        return (self.page - 1) * self.per_page
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The filters that were asked for."""
         return tuple(name for name, _ in self.filters)
@@ -169,8 +174,12 @@ class Listing:
         values: dict[str, Any] = {"organization_id": organization_id, "limit": asked.per_page + 1}
         values |= {name: _like(value) if name == "q" else value for name, value in asked.filters}
         if asked.position is None:
-            return values | {"offset": (asked.page - 1) * asked.per_page}
+            return values | {"offset": asked.offset}
         return values | {"position_value": asked.position.value, "position_id": asked.position.id}
+
+    def counts_with_page(self, asked: Asked) -> bool:
+        """Whether all rows are counted along with a page; what a search finds mostly fits on one."""
+        return "q" not in asked.names
 
     def query(self, asked: Asked, *, counted: bool) -> Query:
         return self._query(asked.sort, asked.order, asked.names, asked.position is not None, counted)

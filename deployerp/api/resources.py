@@ -1,7 +1,7 @@
 """Lists and single resources: one mechanism, which a resource declares in a line."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlencode
 from uuid import UUID
 
@@ -79,20 +79,20 @@ async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
 async def _listed(request: Request, listing: Listing) -> Response:
     asked = listing.asked(request.scope["query_string"])
     organization_id = deps.caller(request).organization_id
-    shared = deps.context(request)
+    reader, totals = deps.context(request).reader, deps.context(request).totals
     # By the list itself, of which there is one.
     counted_as = (id(listing), asked.filters)
-    total = shared.totals.of(organization_id, counted_as)
-    counted = asked.position is None and total is None
+    total = totals.of(organization_id, counted_as)
+    uncounted = asked.position is None and total is None
     values = listing.values(asked, organization_id)
-    rows = await shared.reader.rows(organization_id, listing.query(asked, counted=counted), values)
-    if counted:
-        counts = [row.pop(TOTAL) for row in rows]
-        if not counts and asked.page > 1:
-            counted_alone = listing.count(asked.names)
-            counts = [(await shared.reader.rows(organization_id, counted_alone, values))[0][TOTAL]]
-        total = counts[0] if counts else 0
-        shared.totals.learn(organization_id, counted_as, total)
+    query = listing.query(asked, counted=uncounted and listing.counts_with_page(asked))
+    rows = await reader.rows(organization_id, query, values)
+    if uncounted:
+        total = _total_of(asked, rows)
+        if total is None:
+            counted = await reader.rows(organization_id, listing.count(asked.names), values)
+            total = cast("int", counted[0][TOTAL])
+        totals.learn(organization_id, counted_as, total)
     more = len(rows) > asked.per_page
     rows = rows[: asked.per_page]
     cursor = listing.next_cursor(asked, rows[-1]) if more else None
@@ -101,6 +101,15 @@ async def _listed(request: Request, listing: Listing) -> Response:
     same = f"{path}?{urlencode(asked.same)}{'&' if asked.same else ''}"
     told = ", ".join(f'<{same}{name}={value}>; rel="{rel}"' for rel, (name, value) in links.items())
     return answer(request, rows, meta=meta, headers={"Link": told})
+
+
+def _total_of(asked: Asked, rows: list[Row]) -> int | None:
+    """The total as far as a page tells it, from which the count is taken out; None where it does not."""
+    counts = [row.pop(TOTAL) for row in rows if TOTAL in row]
+    if counts:
+        return cast("int", counts[0])
+    is_last = len(rows) <= asked.per_page and (rows or asked.page == 1)
+    return asked.offset + len(rows) if is_last else None
 
 
 def _paged(

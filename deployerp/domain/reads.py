@@ -22,6 +22,8 @@ _SETTINGS = {
     "default_transaction_read_only": "on",
     # To plan takes longer than to read a page, and no value would change the plan: each list has its index.
     "plan_cache_mode": "force_generic_plan",
+    # Searches note where the rows of an organization are: with less they note pages, and look through them.
+    "work_mem": "16MB",
 }
 
 

@@ -394,6 +394,23 @@ async def test_a_search_finds_the_text_itself_in_any_case(listed: Listed) -> Non
         assert meta_of(answer)["total"] == len(fitting)
 
 
+@pytest.mark.parametrize("path", ["/v1/instances"])
+async def test_every_page_of_a_search_tells_how_much_it_finds(listed: Listed) -> None:
+    await listed.plant(7, make=lambda n: {"name": f"wanted {n}"})
+    await listed.plant(3, make=lambda n: {"name": f"other {n}"})
+    expected = await listed.ids(fits=lambda row: "wanted" in row["name"])
+    for page, found in {1: expected[:3], 2: expected[3:6], 3: expected[6:], 4: []}.items():
+        answer = await listed.get(q="WANTED", page=page, per_page=3)
+        assert ids_of(answer) == found
+        meta = meta_of(answer)
+        assert (meta["total"], meta["total_pages"]) == (7, 3), page
+        assert (meta["next_cursor"] is None) is (page >= 3)
+    for per_page, pages in ((7, 1), (6, 2)):
+        meta = meta_of(await listed.get(q="wanted", per_page=per_page))
+        assert (meta["total"], meta["total_pages"]) == (7, pages)
+    assert meta_of(await listed.get(q="nobody"))["total"] == 0
+
+
 @every_list
 @one_database
 async def test_what_can_be_searched_is_told(listed: Listed) -> None:
