@@ -28,6 +28,7 @@ from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import (
+    LIFECYCLES,
     OPEN_OPERATION_STATES,
     OPERATION_STATES,
     RETRYABLE_OPERATION_STATES,
@@ -154,10 +155,15 @@ async def _cancel(shared: Context, workflow_id: str) -> None:
 )
 @needs("manage:operations")
 async def retry_operation(id: UUID, change: ChangeDep) -> Response:
-    """Begins a new operation with the order of a failed or cancelled one; what is there already is kept."""
+    """Begins a new operation with the order of a failed or cancelled one; what is there already is kept.
+
+    Whoever tries an action again needs its permission too.
+    """
     failed = await change.owned(Operation, id)
     if failed.state not in RETRYABLE_OPERATION_STATES:
         raise InvalidState(f"The operation is {failed.state}: only failed and cancelled ones are retried.")
+    # Nobody does by trying again what they may not do by themselves.
+    change.caller.need(LIFECYCLES[failed.typed_resource].actions[failed.action].permission)
     resource = await change.owned(_MODELS[failed.typed_resource], failed.resource_id, lock=True)
     change.about = resource
     operation = await actions.retry(change, failed, resource)

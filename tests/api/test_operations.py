@@ -9,8 +9,10 @@ from contextlib import suppress
 import httpx
 from temporalio.service import RPCError
 
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
+from tests.api.people import person
 from tests.conftest import Client, Fleet
 from tests.serving import listening
 
@@ -124,6 +126,25 @@ async def test_only_the_latest_failed_or_cancelled_operation_is_tried_again(
     third = await client.data("POST", f"/v1/operations/{second['id']}/retry", status=202)
     await fleet.end({"operation": third})
     await client.error("POST", f"/v1/operations/{third['id']}/retry", code="invalid_state")
+
+
+async def test_who_may_not_delete_does_not_try_a_deletion_again(
+    client: Client, fleet: Fleet, sessions: SessionFactory
+) -> None:
+    key = await client.data("POST", "/v1/api-keys", {"name": "writes", "level": "write"})
+    writer = Client(client.http, client.organization_id, key["token"])
+    developer = await person(client, sessions, "developer")
+    begun = await client.data("DELETE", f"/v1/servers/{(await fleet.server())['id']}?force=true", status=202)
+    await fleet.end(begun, "cancelled")
+    retry = f"/v1/operations/{begun['operation']['id']}/retry"
+    for caller in (writer, developer):
+        error = await caller.error("POST", retry, code="forbidden")
+        assert error["details"] == {"permission": "delete:servers"}
+    # What they may begin, they may try again.
+    begun = await fleet.begin_server("two")
+    await fleet.end(begun, "failed")
+    await writer.data("POST", f"/v1/operations/{begun['operation']['id']}/retry", status=202)
+    await client.data("POST", retry, status=202)
 
 
 async def test_a_deletion_by_force_is_tried_again_by_force(
