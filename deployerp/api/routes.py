@@ -1,6 +1,6 @@
 """The one way into every endpoint: who may, in which transaction, answered how often, told to the log."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -49,6 +49,16 @@ def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
     return declare
 
 
+def beforehand(work: Callable[[Request], Awaitable[None]]) -> Callable[[Endpoint], Endpoint]:
+    """Declares what is done before the transaction of a change: what takes long must not hold one."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["beforehand"] = work
+        return endpoint
+
+    return declare
+
+
 def public(endpoint: Endpoint) -> Endpoint:
     """Declares that anybody may call, and that nothing is done in an organization's name."""
     return needs(PUBLIC)(endpoint)
@@ -74,6 +84,7 @@ class Route(APIRoute):
         if permission is None:
             raise TypeError(f"{endpoint.__name__} must declare `@needs(...)` or `@public`")
         self.permission = permission
+        self.beforehand: Callable[[Request], Awaitable[None]] | None = getattr(endpoint, "beforehand", None)
         self.deprecation: Deprecation | None = getattr(endpoint, "deprecation", None)
         options["generate_unique_id_function"] = _operation_id
         options["deprecated"] = self.deprecation is not None or None
@@ -84,7 +95,7 @@ class Route(APIRoute):
         return handle if self.deprecation is None else _told_old(handle, self.deprecation)
 
     def _guarded(self, handle: Handler) -> Handler:
-        permission = self.permission
+        permission, beforehand = self.permission, self.beforehand
         if permission == PUBLIC:
             return handle
         changes = not (self.methods or set()) <= SAFE
@@ -93,6 +104,8 @@ class Route(APIRoute):
         async def guarded(request: Request) -> Response:
             caller = deps.caller(request)
             caller.need(permission)
+            if beforehand is not None:
+                await beforehand(request)
             return await (carry_out(request, caller, name, handle) if changes else handle(request))
 
         return guarded

@@ -7,6 +7,7 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
+from deployerp.api import users
 from deployerp.domain.audit_log import AuditEntry
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.permissions import ROLES, Role
@@ -48,6 +49,56 @@ async def test_a_user_is_made_listed_read_and_signs_in(client: Client, sessions:
         told = (await client.request("GET", path)).text
         assert PASSWORD not in told
         assert "argon2" not in told
+
+
+async def test_while_passwords_are_hashed_nobody_waits_for_the_database(
+    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed, go_on = users.hashed, asyncio.Event()
+
+    async def later(password: str) -> str:
+        await go_on.wait()
+        return await hashed(password)
+
+    monkeypatch.setattr(users, "hashed", later)
+    # More than there are connections; with a key there would be a look at the database before.
+    made = [
+        asyncio.create_task(
+            client.request(
+                "POST",
+                "/v1/users",
+                ADA | {"email": f"ada{number}@example.com"},
+                {"Idempotency-Key": f"ada-{number}"},
+            )
+        )
+        for number in range(15)
+    ]
+    other = await new_client(client.http, settings)
+    async with asyncio.timeout(20):
+        await other.data("POST", "/v1/providers", {"name": "one", "kind": "docker"}, 201)
+    assert not any(each.done() for each in made)
+    go_on.set()
+    assert {each.status_code for each in await asyncio.gather(*made)} == {201}
+
+
+@one_database
+@pytest.mark.parametrize(
+    "body",
+    ["{", "[" * 100_000, '{"password": "\\ud800 correct horse"}', "null", "[]", '{"password": 5}', "\xff"],
+)
+async def test_a_body_that_is_none_is_refused_and_nothing_is_hashed(
+    client: Client, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    async def never(password: str) -> str:
+        raise AssertionError(password)
+
+    monkeypatch.setattr(users, "hashed", never)
+    answer = await client.http.post(
+        "/v1/users",
+        content=body.encode("latin-1"),
+        headers={"Authorization": f"Bearer {client.token}", "Content-Type": "application/json"},
+    )
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "validation_error")
 
 
 async def test_lists_filter_search_and_sort(client: Client) -> None:
