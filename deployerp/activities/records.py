@@ -156,6 +156,8 @@ async def _settle_deleted(
 
 
 async def _locked_operation(session: AsyncSession, order: OperationOrder) -> Operation:
+    # The resource first, as requests do: who locked them the other way round would make deadlocks.
+    await session.get(RESOURCES[order.resource_type], UUID(order.resource_id), with_for_update=True)
     operation = await session.get(Operation, UUID(order.operation_id), with_for_update=True)
     if operation is None:
         raise NotFound(f"Operation {order.operation_id} does not exist.")

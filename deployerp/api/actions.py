@@ -77,15 +77,19 @@ async def retry(change: Change, failed: Operation, resource: Resource) -> Operat
 
 
 async def supersede(change: Change, resource: Resource) -> Operation | None:
-    """Closes the open operation of a resource that is forgotten by force; its workflow is to be ended."""
+    """Closes the open operation of a resource that is forgotten by force; its workflow is to be ended.
+
+    One by force is left alone: whoever asks twice does not want it to begin anew.
+    """
     operation = await _open_operation(change, resource.id)
-    if operation is not None:
-        operation.state, operation.finished_at = "cancelled", utc_now()
-        operation.error_code = "superseded"
-        operation.error_message = f"The {operation.resource_type} was deleted by force."
-        resource.status = "failed"
-        # Two open operations of a resource cannot be, not even for the length of a transaction.
-        await change.session.flush()
+    if operation is None or operation.force:
+        return None
+    operation.state, operation.finished_at = "cancelled", utc_now()
+    operation.error_code = "superseded"
+    operation.error_message = f"The {operation.resource_type} was deleted by force."
+    resource.status = "failed"
+    # Two open operations of a resource cannot be, not even for the length of a transaction.
+    await change.session.flush()
     return operation
 
 

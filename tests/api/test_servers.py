@@ -2,8 +2,16 @@
 
 import asyncio
 from collections import Counter
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import pytest
+from sqlalchemy import text
+
+from deployerp.domain.base import utc_now
+from deployerp.domain.database import SessionFactory
+from deployerp.domain.messages import OperationEnd
+from deployerp.domain.operations import Operation
+from deployerp.domain.servers import Server
 from tests.conftest import Client, Fleet
 
 
@@ -141,6 +149,44 @@ async def test_force_ends_what_runs_on_a_server(client: Client, fleet: Fleet) ->
     assert (superseded["state"], superseded["errorCode"]) == ("cancelled", "superseded")
     assert await fleet.records.claim_operation(order) is False
     await fleet.end(deletion)
+
+
+async def test_a_deletion_by_force_is_not_begun_anew_by_another(client: Client, fleet: Fleet) -> None:
+    begun = await fleet.begin_server()
+    path = f"/v1/servers/{begun['id']}?force=true"
+    answers = await asyncio.gather(*(client.request("DELETE", path) for _ in range(20)))
+    assert Counter(answer.status_code for answer in answers) == {202: 1, 409: 19}
+    refused = {each.json()["error"]["code"] for each in answers if each.status_code == 409}
+    assert refused == {"operation_in_progress"}
+    operations = await client.data("GET", "/v1/operations")
+    assert [(each["action"], each["state"]) for each in operations] == [
+        ("delete", "pending"),
+        ("provision", "cancelled"),
+    ]
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+@pytest.mark.parametrize("step", ["claim", "end"])
+async def test_a_deletion_by_force_and_the_worker_do_not_wait_for_each_other(
+    client: Client, fleet: Fleet, sessions: SessionFactory, step: str
+) -> None:
+    begun = await fleet.begin_server()
+    order = await fleet.order(begun["operation"]["id"])
+    work = fleet.records.claim_operation(order)
+    if step == "end":
+        await work
+        work = fleet.records.end_operation(OperationEnd(order, "succeeded"))
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    async with sessions() as session, session.begin():
+        # As a request does: the server first.
+        await session.get(Server, UUID(begun["id"]), with_for_update=True)
+        working = asyncio.create_task(work)
+        async with asyncio.timeout(10):
+            while not await session.scalar(waiting):
+                await asyncio.sleep(0.01)
+        operation = await session.get(Operation, UUID(order.operation_id))
+        operation.state, operation.finished_at = "cancelled", utc_now()
+    assert not await working
 
 
 async def test_a_failed_server_says_why_and_can_be_deleted(client: Client, fleet: Fleet) -> None:
