@@ -1,7 +1,7 @@
 """Answers as bytes: the envelope around what the database or a record says."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,6 +13,8 @@ from deployerp.domain.base import utc_now
 
 Data = dict[str, Any]
 _OPTIONS = orjson.OPT_UTC_Z
+# A key that is used is the same key: whoever has read it may change it.
+_NO_CHANGE = {"lastUsedAt"}
 
 
 def encode(value: object) -> bytes:
@@ -35,8 +37,10 @@ def meta_of(request: Request) -> Data:
     return {"request_id": request.scope["state"]["request_id"], "timestamp": utc_now()}
 
 
-def etag_of(data: bytes) -> str:
-    return f'"{hashlib.blake2b(data, digest_size=12).hexdigest()}"'
+def etag_of(data: Data) -> str:
+    """The tag of what is told of a resource."""
+    told = {name: value for name, value in data.items() if name not in _NO_CHANGE}
+    return f'"{hashlib.blake2b(encode(told), digest_size=12).hexdigest()}"'
 
 
 def answer(
@@ -54,22 +58,18 @@ def answer(
 
 def tagged(request: Request, data: Data, *, status: int = 200, more: Data | None = None) -> Response:
     """One resource, with the ETag of what is told of it; `more` is told this once."""
-    encoded = encode(data)
-    told = data | more if more else orjson.Fragment(encoded)
-    return answer(request, told, status=status, headers={"ETag": etag_of(encoded)})
+    return answer(request, data | (more or {}), status=status, headers={"ETag": etag_of(data)})
 
 
 def single(request: Request, data: Data) -> Response:
     """One resource with its ETag; 304 where the client has just that."""
     response = tagged(request, data)
     tag = response.headers["etag"]
-    if tags_of(request.headers.get("if-none-match")) & {tag, "*"}:
+    if tags_of(request.headers.getlist("if-none-match")) & {tag, "*"}:
         return Response(status_code=304, headers={"ETag": tag})
     return response
 
 
-def tags_of(header: str | None) -> frozenset[str]:
-    """The entity tags of `If-Match` or `If-None-Match`; weak ones compare by their text."""
-    if header is None:
-        return frozenset()
-    return frozenset(each.strip().removeprefix("W/") for each in header.split(","))
+def tags_of(headers: Sequence[str]) -> frozenset[str]:
+    """The entity tags of all `If-Match` or `If-None-Match`; weak ones compare by their text."""
+    return frozenset(each.strip().removeprefix("W/") for header in headers for each in header.split(","))

@@ -1,12 +1,14 @@
 """The audit log: who has changed what."""
 
 from datetime import datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter
+from pydantic import StringConstraints
 
 from deployerp.api.lists import Text
+from deployerp.api.requests import SANE_ID
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route
 from deployerp.api.schemas import View
@@ -43,6 +45,6 @@ serve(
         "resource_type": Text,
         "resource_id": UUID,
         "operation_id": UUID,
-        "request_id": Text,
+        "request_id": Annotated[str, StringConstraints(pattern=f"^{SANE_ID}$")],
     },
 )

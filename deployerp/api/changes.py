@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
 from deployerp.api import deps
-from deployerp.api.answers import Data, answer, encode, etag_of, shown, tagged, tags_of
+from deployerp.api.answers import Data, answer, etag_of, shown, tagged, tags_of
 from deployerp.api.callers import Caller
 from deployerp.api.deps import Context
 from deployerp.api.idempotency import keyed
@@ -86,8 +86,8 @@ class Change:
 
         Raises `PreconditionFailed`.
         """
-        wanted = tags_of(self.request.headers.get("if-match"))
-        if wanted and not wanted & {"*", tag := etag_of(encode(told))}:
+        wanted = tags_of(self.request.headers.getlist("if-match"))
+        if wanted and not wanted & {"*", tag := etag_of(told)}:
             raise PreconditionFailed(
                 "It has changed since you read it: read it again and decide anew.", details={"etag": tag}
             )

@@ -7,7 +7,7 @@ import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
@@ -29,6 +29,8 @@ from deployerp.domain.errors import (
 
 log = structlog.get_logger()
 
+# So many that break a rule are told: the answer must not be longer than the request.
+_MOST_FIELDS = 50
 _BY_STATUS: dict[int, tuple[type[RequestError], str]] = {
     # A body that breaks its reader before any rule is asked: no UTF-8, nested without end.
     400: (ValidationFailed, "The body cannot be read: send JSON in UTF-8."),
@@ -41,7 +43,6 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DeployError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(Exception, _unexpected)
 
 
 def limited(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
@@ -75,8 +76,11 @@ def invalid_fields(where: str, errors: Sequence[Any]) -> ValidationFailed:
 
 
 def _invalid_fields(fields: list[dict[str, str]]) -> ValidationFailed:
-    message = "; ".join(f"{each['field']}: {each['message']}" for each in fields)
-    return ValidationFailed(message, details={"fields": fields})
+    told = fields[:_MOST_FIELDS]
+    rules = [f"{each['field']}: {each['message']}" for each in told]
+    if more := len(fields) - len(told):
+        rules.append(f"and {more} more")
+    return ValidationFailed("; ".join(rules), details={"fields": told})
 
 
 def answer_of(
@@ -122,36 +126,53 @@ async def _http(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> str:
     """Every method of the address: the framework names those of its first route only."""
     routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
-    return ", ".join(sorted({method for each in routes for method in getattr(each, "methods", None) or ()}))
+    known = {method for each in routes for method in getattr(each, "methods", None) or ()}
+    # Within what is mounted, files, there are no routes of ours.
+    return ", ".join(sorted(known or {"GET", "HEAD"}))
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
-    state = request.scope["state"]
-    # Outside of the middleware that gives the other lines their request id.
-    told = log.bind(path=request.scope["path"], request_id=state["request_id"])
+def unexpected(request: Request, error: Exception) -> Response:
+    """The answer to what nothing above has an answer for; the log tells what it was."""
     unknown: DeployError | None = away(error)
     if unknown is None:
-        told.error("unexpected", exc_info=error)
+        log.error("unexpected", path=request.scope["path"], exc_info=error)
+        request_id = request.scope["state"]["request_id"]
         unknown = DeployError(
-            f"Something went wrong on our side. The log has it under request id {state['request_id']}."
+            f"Something went wrong on our side. The log has it under request id {request_id}."
         )
     else:
-        told.error("the database does not answer", reason=repr(error))
-    answer = answer_of(request, unknown)
-    # This answer is made outside of the middleware that would add them.
-    answer.raw_headers.extend(state["headers"])
-    return answer
+        log.error("the database does not answer", path=request.scope["path"], reason=repr(error))
+    return answer_of(request, unknown)
 
 
 def away(error: Exception) -> Unavailable | None:
     """What to say when the database is not there; its own error is in the log."""
-    of_driver = isinstance(error, asyncpg.PostgresConnectionError | asyncpg.InterfaceError)
-    of_network = isinstance(error, ConnectionError | TimeoutError)
-    if of_driver or of_network or isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+    if isinstance(error, _AWAY) or _sqlstate(error).startswith(_AWAY_STATES):
         return Unavailable(
             "The database does not answer: try again in a moment, a change with the same Idempotency-Key."
         )
     return None
+
+
+# Of the network, of the pool, of the drivers, whose own state is broken where a connection ends under them.
+_AWAY = (
+    ConnectionError,
+    TimeoutError,
+    PoolTimeout,
+    OperationalError,
+    InterfaceError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+# PostgreSQL's, in appendix A of its manual: no connection; no room for one more, in memory or on the disk;
+# it stops, has broken down, or does not take connections yet.
+_AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03")
+
+
+def _sqlstate(error: Exception) -> str:
+    """What PostgreSQL calls the error, if it is one of its own."""
+    of_driver = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(of_driver, "sqlstate", None) or ""
 
 
 def _field(location: Sequence[int | str]) -> str:

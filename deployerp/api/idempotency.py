@@ -95,7 +95,8 @@ async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
     keys = request.headers.getlist(HEADER)
     if not keys:
         return None
-    key = keys[0]
+    # What may stand around a value is no part of it (RFC 9110, 5.5).
+    key = keys[0].strip(" \t")
     if len(keys) > 1:
         raise invalid_field(HEADER, "must be given once")
     if not _KEY.fullmatch(key):

@@ -1,11 +1,11 @@
 """Providers: connected cloud accounts."""
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from sqlalchemy import func, select
 from sqlmodel import col
 
@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1/providers", tags=["providers"], route_class=Route
 class ProviderCreate(Body):
     name: Name
     kind: str = Field(json_schema_extra={"enum": list(provider_kinds())}, examples=["docker"])
-    credentials: dict[str, str] = Field(
+    credentials: dict[str, Annotated[str, StringConstraints(max_length=20_000)]] = Field(
         default_factory=dict, description="What the kind asks for; kept encrypted."
     )
 

@@ -6,9 +6,14 @@ from ipaddress import IPv6Address, IPv6Network
 from uuid import uuid4
 
 import structlog
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_SANE = re.compile(r"[A-Za-z0-9._-]{8,128}")
+from deployerp.api.errors import unexpected
+
+# An id that clients give must look like one.
+SANE_ID = r"[A-Za-z0-9._-]{8,128}"
+_SANE = re.compile(SANE_ID)
 # Who has one IPv6 address has as many as they like of its network.
 _IPV6_PREFIX = 64
 log = structlog.get_logger()
@@ -40,10 +45,15 @@ class RequestIds:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:
-            # Its answer is made outside of here.
-            status = status or 500
-            raise
+        except ClientDisconnect:
+            # Nobody is there to be answered: nginx's word for it.
+            status = 499
+        except Exception as error:
+            answer = unexpected(Request(scope, receive), error)
+            if status:
+                # It has begun: all that can be done is to break it off.
+                raise
+            await answer(scope, receive, send_with_headers)
         finally:
             milliseconds = round((time.perf_counter() - started) * 1000, 1)
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=milliseconds)
@@ -53,7 +63,8 @@ class RequestIds:
 def _given(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
-            given = value.decode("latin-1")
+            # What may stand around a value is no part of it (RFC 9110, 5.5).
+            given = value.decode("latin-1").strip(" \t")
             return given if _SANE.fullmatch(given) else None
     return None
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic_core import PydanticCustomError
 
 from deployerp.domain.base import utc_now
 
@@ -17,10 +18,23 @@ def enum_of(values: Sequence[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(values)})
 
 
+# No body has more in one place; what has is not worth the time of looking at every part of it.
+_MOST_PARTS = 1000
+
+
 class Body(BaseModel):
     """What clients send: camelCase, or snake_case; a field that we do not know is an error."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_not_endless(cls, given: Any) -> Any:
+        parts = {"body": given, **given} if isinstance(given, dict) else {}
+        for name, part in parts.items():
+            if isinstance(part, dict | list) and len(part) > _MOST_PARTS:
+                raise PydanticCustomError("endless", f"{name[:100]} must have at most {_MOST_PARTS} parts")
+        return given
 
 
 class View(BaseModel):

@@ -173,3 +173,15 @@ async def test_the_audit_log_tells_of_keys_without_their_secrets(
     assert "tokenDigest" not in (entries[0].after or {})
     assert (entries[1].before or {})["name"] == "ci"
     assert (entries[2].after or {})["revokedAt"] is not None
+
+
+async def test_a_key_that_was_used_has_not_changed(client: Client) -> None:
+    made = await client.data("POST", "/v1/api-keys", {"name": "a", "level": "read"}, 201)
+    path = f"/v1/api-keys/{made['id']}"
+    tag = (await client.request("GET", path)).headers["ETag"]
+    used = Client(client.http, client.organization_id, made["token"])
+    await used.call("GET", "/v1/servers", status=200)
+    read = await client.request("GET", path)
+    assert read.json()["data"]["lastUsedAt"] is not None
+    assert read.headers["ETag"] == tag
+    assert (await client.request("DELETE", path, headers={"If-Match": tag})).status_code == 204

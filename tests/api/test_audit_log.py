@@ -242,3 +242,12 @@ async def test_only_administrators_read_it(
 
 def test_no_operation_changes_or_deletes_entries() -> None:
     assert {call.method for call in CALLS if "audit" in call.path} == {"GET"}
+
+
+async def test_entries_are_found_by_any_id_that_a_request_may_have(client: Client) -> None:
+    for request_id in ("r" * 8, "r" * 128):
+        headers = {"X-Request-Id": request_id}
+        await client.request("POST", "/v1/providers", {"name": request_id[:50], "kind": "docker"}, headers)
+        (entry,) = await client.data("GET", f"/v1/audit-log?request_id={request_id}")
+        assert entry["requestId"] == request_id
+    await client.error("GET", "/v1/audit-log?request_id=no%20id%20at%20all", code="validation_error")

@@ -124,8 +124,20 @@ async def test_the_refusal_tells_what_to_do(fleet: Fleet) -> None:
 
 
 def test_tags_are_read_as_they_are_written() -> None:
-    assert tags_of(None) == frozenset()
-    assert tags_of('"a", W/"b" ,"c"') == {'"a"', '"b"', '"c"'}
+    assert tags_of([]) == frozenset()
+    assert tags_of(['"a", W/"b" ,"c"']) == {'"a"', '"b"', '"c"'}
+    # Lines of one header are one list (RFC 9110, 5.3).
+    assert tags_of(['"a"', '"b","c"']) == {'"a"', '"b"', '"c"'}
+
+
+async def test_tags_may_come_in_several_lines(fleet: Fleet) -> None:
+    client, path = fleet.client, f"/v1/providers/{(await fleet.provider())['id']}"
+    tag = await tag_of(client, path)
+    lines = [("Authorization", f"Bearer {client.token}")]
+    known = [("If-None-Match", SOMETHING_ELSE), ("If-None-Match", tag)]
+    assert (await client.http.get(path, headers=lines + known)).status_code == 304
+    meant = [("If-Match", SOMETHING_ELSE), ("If-Match", tag)]
+    assert (await client.http.delete(path, headers=lines + meant)).status_code == 204
 
 
 async def test_of_twenty_writers_with_the_same_tag_one_wins(fleet: Fleet) -> None:

@@ -60,6 +60,9 @@ async def test_a_request_id_of_the_client_is_kept_when_it_is_sane(client: Client
         answer = await client.request("GET", "/v1/servers", headers=headers)
         assert answer.headers.get_list("X-Request-Id") == [answer.json()["meta"]["request_id"]]
         assert (answer.headers["X-Request-Id"] == given) is kept, given
+    # What stands around a value is no part of it.
+    answer = await client.request("GET", "/v1/servers", headers={"X-Request-Id": "my-request.0001 \t"})
+    assert answer.headers["X-Request-Id"] == "my-request.0001"
 
 
 async def test_request_ids_differ(client: Client) -> None:

@@ -70,6 +70,12 @@ async def test_a_method_that_an_address_does_not_take(client: Client) -> None:
         assert (answer.status_code, answer.headers["Allow"]) == (405, ", ".join(allowed))
 
 
+async def test_files_tell_what_they_take(client: Client) -> None:
+    answer = await client.request("POST", "/playground/files/swagger-ui.css")
+    error_of(answer, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, HEAD"
+
+
 async def test_an_id_that_is_none(client: Client) -> None:
     for call in [call for call in CALLS if "{id}" in call.path]:
         for given in ("x", "0", "null", quote("é"), str(uuid4())[:-1], "%00"):
@@ -87,8 +93,22 @@ async def test_a_query_that_is_no_text(client: Client) -> None:
 
 async def status_of(client: Client, method: str, query: bytes) -> int:
     """Of an answer to a request that an honest client could not send."""
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        told.append(message)
+
+    await client.http._transport.app(scope_of(client, method, query), receive, send)
+    status: int = told[0]["status"]
+    return status
+
+
+def scope_of(client: Client, method: str, query: bytes) -> dict[str, Any]:
     headers = {b"authorization": f"Bearer {client.token}".encode(), b"idempotency-key": b"x"}
-    scope = {
+    return {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
@@ -101,20 +121,36 @@ async def status_of(client: Client, method: str, query: bytes) -> int:
         "client": ("127.0.0.1", 1),
         "server": ("api", 80),
     }
-    told: list[Any] = []
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b"", "more_body": False}
-
-    async def send(message: dict[str, Any]) -> None:
-        told.append(message)
-
-    await client.http._transport.app(scope, receive, send)
-    status: int = told[0]["status"]
-    return status
 
 
 # Bodies.
+
+
+async def test_of_many_mistakes_some_are_told(client: Client) -> None:
+    body = {f"x{number}": number for number in range(999)}
+    error = error_of(await client.request("POST", "/v1/servers", body), "validation_error")
+    assert len(error["details"]["fields"]) == 50
+    # The three fields that are missing are mistakes too.
+    assert error["message"].endswith("; and 952 more")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "named"),
+    [
+        ("/v1/auth/token", {f"x{number}": number for number in range(1001)}, "body"),
+        ("/v1/instances", {"envVars": {f"x{number}": 5 for number in range(1001)}}, "envVars"),
+        ("/v1/providers", {"credentials": {f"x{number}": 5 for number in range(1001)}}, "credentials"),
+        ("/v1/webhook-endpoints", {"eventTypes": list(range(1001))}, "eventTypes"),
+    ],
+)
+async def test_what_has_no_end_is_not_looked_through(
+    client: Client, settings: Settings, path: str, body: dict[str, Any], named: str
+) -> None:
+    # As large as a body may be.
+    async with open_api(settings) as http:
+        headers = {"Authorization": f"Bearer {client.token}"}
+        error = error_of(await http.post(path, json=body, headers=headers), "validation_error")
+    assert error["message"] == f"body: {named} must have at most 1000 parts"
 
 
 @pytest.mark.parametrize(
@@ -256,6 +292,41 @@ async def test_requests_that_are_too_many(
             assert error["details"] == {"retry_after": int(after)}
             assert 0 < int(after) <= 60
             assert answer.headers.get_list("X-RateLimit-Remaining") == ["0"]
+
+
+async def test_what_goes_wrong_on_our_side_is_told_once_in_the_log(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(resources, "find", broken)
+    # A server would log what comes out of the application, without the id.
+    told = httpx.ASGITransport(client.http._transport.app, raise_app_exceptions=True)
+    async with httpx.AsyncClient(transport=told, base_url="http://api") as http:
+        client.http = http
+        with capture_logs() as lines:
+            answer = await client.request("GET", f"/v1/servers/{uuid4()}")
+    error_of(answer, "internal_error")
+    assert [(line["event"], line.get("status")) for line in lines] == [("unexpected", None), ("request", 500)]
+
+
+async def test_who_goes_away_while_sending_is_no_error_of_ours(client: Client) -> None:
+    scope = scope_of(client, "POST", b"") | {"path": "/v1/providers"}
+    told: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        told.append(message)
+
+    with capture_logs() as lines:
+        await client.http._transport.app(scope, receive, send)
+    assert told == []
+    assert [(line["event"], line["log_level"], line["status"]) for line in lines] == [
+        ("request", "info", 499)
+    ]
 
 
 @pytest.mark.parametrize("breaking", [(resources, "find"), (Limiter, "admit")], ids=["inside", "outside"])

@@ -179,6 +179,12 @@ async def test_an_expired_key_whose_request_fails_stays_expired(
 
 
 @one_database
+async def test_what_stands_around_a_key_is_no_part_of_it(client: Client) -> None:
+    body = {"name": "one", "kind": "docker"}
+    first = await keyed(client, "POST", "/v1/providers", body, key="key")
+    assert_same(await keyed(client, "POST", "/v1/providers", body, key=" key\t "), first)
+
+
 async def test_a_key_that_is_not_sane_is_refused(client: Client, sessions: SessionFactory) -> None:
     bearer = (b"Authorization", f"Bearer {client.token}".encode())
     for keys in (

@@ -4,16 +4,20 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 
+import asyncpg
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from deployerp.activities.records import Records
+from deployerp.api.errors import away
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.base import new_id
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
-from tests.conftest import Fleet, free_port, new_client, open_api
+from tests.conftest import Client, Fleet, free_port, new_client, open_api
 
 # What a call to Temporal may take, and a little for a busy machine.
 SOON = 5.0
@@ -86,6 +90,44 @@ async def test_what_is_read_needs_no_temporal(fleet: Fleet) -> None:
     started = time.monotonic()
     await fleet.client.call("GET", f"/v1/servers/{server['id']}", status=200)
     assert time.monotonic() - started < 1
+
+
+@pytest.mark.parametrize(
+    ("error", "is_away"),
+    [
+        (asyncpg.TooManyConnectionsError(), True),
+        (asyncpg.CannotConnectNowError(), True),
+        (asyncpg.AdminShutdownError(), True),
+        (asyncpg.CrashShutdownError(), True),
+        (asyncpg.DiskFullError(), True),
+        (asyncpg.ConnectionDoesNotExistError(), True),
+        (asyncpg.InternalClientError(), True),
+        (asyncpg.QueryCanceledError(), False),
+        (asyncpg.DeadlockDetectedError(), False),
+        (asyncpg.UndefinedTableError(), False),
+        (RuntimeError(), False),
+    ],
+)
+def test_what_a_database_says_that_is_away(error: Exception, is_away: bool) -> None:
+    assert (away(error) is not None) is is_away
+    assert (away(DBAPIError("SELECT", None, error)) is not None) is (is_away and hasattr(error, "sqlstate"))
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_a_database_that_has_no_connection_left_is_told(
+    client: Client, settings: Settings, sessions: SessionFactory
+) -> None:
+    async with sessions() as session, session.begin():
+        role = f"r{new_id().hex}"
+        await session.execute(text(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 0"))
+    url = settings.database_url.replace("//postgres@", f"//{role}@")
+    async with open_api(settings.model_copy(update={"database_url": url})) as http:
+        for method in ("GET", "POST"):
+            headers = {"Authorization": f"Bearer {client.token}"}
+            answer = await http.request(method, "/v1/servers", json={}, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    async with sessions() as session, session.begin():
+        await session.execute(text(f"DROP ROLE {role}"))
 
 
 async def test_a_database_that_is_away_is_told(settings: Settings) -> None:

@@ -55,3 +55,13 @@ async def test_a_provider_with_servers_is_not_deleted(client: Client, fleet: Fle
     await client.error("DELETE", path, code="conflict")
     await fleet.end(await client.data("DELETE", f"/v1/servers/{server['id']}"))
     await client.call("DELETE", path, status=204)
+
+
+async def test_credentials_that_are_no_text_are_refused(client: Client) -> None:
+    answer = await client.http.post(
+        "/v1/providers",
+        content=b'{"name": "one", "kind": "digitalocean", "credentials": {"token": "\\ud800"}}',
+        headers={"Authorization": f"Bearer {client.token}", "Content-Type": "application/json"},
+    )
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"]["fields"][0]["field"] == "credentials.token"
