@@ -24,6 +24,7 @@ from deployerp.domain.errors import RateLimitExceeded, Unauthorized, ValidationF
 from deployerp.domain.passwords import fits, hashed, is_outdated
 from deployerp.domain.permissions import Role
 from deployerp.domain.plans import Limits
+from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.secrets import digest
 from deployerp.domain.users import Email, Membership, User, choose, lock_membership, memberships_of
 
@@ -77,7 +78,7 @@ async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Re
     async with shared.sessions() as session, session.begin():
         membership = await _chosen(session, user, body.organization)
         token = _begun(session, shared, membership)
-        await append(session, membership.organization.id, _deed(request, user))
+        await append(session, membership.organization.id, _deed(request, user.id, "create_token"))
     return _told(request, token)
 
 
@@ -86,9 +87,13 @@ async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Re
 )
 @public
 async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> Response:
-    """Exchanges a refresh token for a new pair; one that is used twice ends all that came of its sign-in."""
+    """Exchanges a refresh token for a new pair; a second use ends all refresh tokens of its sign-in.
+
+    Access tokens of that sign-in are good until they expire, `expiresIn` seconds after they were issued
+    (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
+    """
     async with shared.sessions() as session, session.begin():
-        token = await _exchanged(session, shared, body.refresh_token)
+        token = await _exchanged(session, request, shared, body.refresh_token)
     # Only now: what a stolen token has ended must be written.
     if token is None:
         raise Unauthorized("The refresh token is not good any more: sign in again.")
@@ -97,21 +102,32 @@ async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> 
 
 @router.post("/revoke", status_code=204, responses=limited(ValidationFailed))
 @public
-async def revoke_token(body: Renewal, shared: ContextDep) -> Response:
-    """Signs out: ends the refresh token and all that came of its sign-in; an unknown one is ended already."""
+async def revoke_token(body: Renewal, request: Request, shared: ContextDep) -> Response:
+    """Signs out: ends all refresh tokens of the sign-in; an unknown one is ended already.
+
+    Its access tokens are good until they expire, `expiresIn` seconds after they were issued
+    (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
+    """
     async with shared.sessions() as session, session.begin():
         found = await refresh_tokens.find(session, body.refresh_token)
         if found is not None:
             # It holds back an exchange, of which the new token would get away.
             await lock_membership(session, found.user_id, found.organization_id)
-            await refresh_tokens.end_family(session, found.family_id)
+            await _end(session, request, found, "revoke_token")
     return Response(status_code=204)
 
 
 async def _slow_down(request: Request, shared: Context, email: str) -> None:
-    address = network_of(address_of(request.scope))
-    for subject, limits in ((f"{email} {address}", _FROM_ONE_ADDRESS), (email, _FROM_EVERYWHERE)):
-        standing = await shared.limiter.admit(f"sign-in:{digest(subject)}", limits)
+    network = network_of(address_of(request.scope))
+    tries = (
+        # Whoever asks: of one who shows a good key the gate counts the organization, which may have no limit.
+        # First, so that what is refused for it spends nothing of an account.
+        (network, Limits(shared.settings.address_requests_per_minute, None)),
+        (digest(f"{email} {network}"), _FROM_ONE_ADDRESS),
+        (digest(email), _FROM_EVERYWHERE),
+    )
+    for subject, limits in tries:
+        standing = await shared.limiter.admit(f"sign-in:{subject}", limits)
         if standing is not None and not standing.admitted:
             raise RateLimitExceeded(
                 f"Too many tries to sign in: try again in {standing.reset} seconds.",
@@ -168,7 +184,9 @@ def _begun(
     )
 
 
-async def _exchanged(session: AsyncSession, shared: Context, secret: str) -> TokenRead | None:
+async def _exchanged(
+    session: AsyncSession, request: Request, shared: Context, secret: str
+) -> TokenRead | None:
     known = await refresh_tokens.find(session, secret)
     if known is None:
         return None
@@ -179,18 +197,25 @@ async def _exchanged(session: AsyncSession, shared: Context, secret: str) -> Tok
         return None
     if token.used_at is not None or token.revoked_at is not None:
         # Somebody else has it too, and nobody knows which of the two is the thief.
-        await refresh_tokens.end_family(session, token.family_id)
         log.warning(
             "refresh token used again",
             user_id=str(token.user_id),
             organization_id=str(token.organization_id),
         )
+        await _end(session, request, token, "end_sign_in")
         return None
     now = utc_now()
     if token.expires_at <= now:
         return None
     token.used_at = now
     return _begun(session, shared, membership, token.family_id)
+
+
+async def _end(session: AsyncSession, request: Request, token: RefreshToken, action: str) -> None:
+    """Ends the token's family; nothing else may follow in the transaction."""
+    # Once: whoever holds an old token must not fill the log with it.
+    if await refresh_tokens.end_family(session, token.family_id):
+        await append(session, token.organization_id, _deed(request, token.user_id, action))
 
 
 def _told(request: Request, token: TokenRead) -> Response:
@@ -213,13 +238,13 @@ def _ambiguous(memberships: list[Membership]) -> ValidationFailed:
     return ValidationFailed(f"organization: {rule}", details=details)
 
 
-def _deed(request: Request, user: User) -> Deed:
+def _deed(request: Request, user_id: UUID, action: str) -> Deed:
     return Deed(
         actor_type="user",
-        actor_id=user.id,
-        action="create_token",
+        actor_id=user_id,
+        action=action,
         resource_type="user",
-        resource_id=user.id,
+        resource_id=user_id,
         address=address_of(request.scope),
         request_id=request.scope["state"]["request_id"],
     )

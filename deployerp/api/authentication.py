@@ -14,7 +14,7 @@ from sqlmodel import col
 
 from deployerp.api.background import Background
 from deployerp.api.callers import Caller
-from deployerp.api.external_identities import ExternalIdentities
+from deployerp.api.external_identities import ExternalIdentities, Origin
 from deployerp.domain.access_tokens import AccessTokens, TokenRefused, key_name_of
 from deployerp.domain.api_keys import ApiKey, key_id_of, mark_used
 from deployerp.domain.base import utc_now
@@ -71,15 +71,20 @@ class Authenticator:
         found = self._remembered.get(_digest(token))
         return found[1] if found is not None and found[0] > self._clock() else None
 
-    async def caller(self, token: str) -> Caller:
-        """The caller that the token proves. Raises `Unauthorized`, with the same words for every cause."""
+    async def caller(self, token: str, origin: Origin | None = None) -> Caller:
+        """The caller that the token proves. Raises `Unauthorized`, with the same words for every cause.
+
+        The audit log tells `origin` where a subject of another issuer is linked to its user.
+        """
         known = self.remembered(token)
         if known is not None:
             return known
         key = _digest(token)
         asked = self._asked.get(key)
         if asked is None:
-            asked = self._asked[key] = asyncio.create_task(self._ask(token, key, self._asked))
+            asked = self._asked[key] = asyncio.create_task(
+                self._ask(token, key, self._asked, origin or Origin())
+            )
             asked.add_done_callback(_looked_at)
         # One who goes away must not take the answer from the others.
         return await asyncio.shield(asked)
@@ -92,9 +97,11 @@ class Authenticator:
         # What is being looked up may have been read before the change.
         self._asked = {}
 
-    async def _ask(self, token: str, key: bytes, asked: dict[bytes, asyncio.Task[Caller]]) -> Caller:
+    async def _ask(
+        self, token: str, key: bytes, asked: dict[bytes, asyncio.Task[Caller]], origin: Origin
+    ) -> Caller:
         try:
-            caller, ends = await self._found(token)
+            caller, ends = await self._found(token, origin)
             if asked is self._asked:
                 self._remember(key, caller, ends)
             return caller
@@ -117,13 +124,13 @@ class Authenticator:
         self._remembered.pop(key, None)
         self._remembered[key] = (now + seconds, caller)
 
-    async def _found(self, token: str) -> _Found:
+    async def _found(self, token: str, origin: Origin) -> _Found:
         key_id = key_id_of(token)
         if key_id is not None:
             return await self._by_key(key_id, token)
         kid = key_name_of(token)
         if not self.tokens.are_named(kid):
-            return await self._by_external(token, kid)
+            return await self._by_external(token, kid, origin)
         claims = self.tokens.verify(token, kid)
         async with self._sessions() as session:
             memberships = await memberships_of(session, claims.user_id)
@@ -132,10 +139,10 @@ class Authenticator:
                 return _member(membership), claims.expires_at
         raise TokenRefused("its user is disabled, or no member of its organization any more")
 
-    async def _by_external(self, token: str, kid: str) -> _Found:
+    async def _by_external(self, token: str, kid: str, origin: Origin) -> _Found:
         claims = await self._external.verify(token, kid)
         async with self._sessions() as session, session.begin():
-            membership = await self._external.membership(session, claims)
+            membership = await self._external.membership(session, claims, origin)
         return _member(membership), float(claims["exp"])
 
     async def _by_key(self, key_id: str, token: str) -> _Found:

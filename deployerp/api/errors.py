@@ -29,12 +29,13 @@ from deployerp.domain.errors import (
 
 log = structlog.get_logger()
 
+NOTHING_HERE = "There is nothing at this address: the paths are in /openapi.json."
 # So many that break a rule are told: the answer must not be longer than the request.
 _MOST_FIELDS = 50
 _BY_STATUS: dict[int, tuple[type[RequestError], str]] = {
     # A body that breaks its reader before any rule is asked: no UTF-8, nested without end.
     400: (ValidationFailed, "The body cannot be read: send JSON in UTF-8."),
-    404: (NotFound, "There is nothing at this address: the paths are in /openapi.json."),
+    404: (NotFound, NOTHING_HERE),
     405: (MethodNotAllowed, "This address does not take this method."),
 }
 

@@ -6,11 +6,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployerp.api.callers import Caller
 from deployerp.api.deps import Context
-from deployerp.api.errors import answer_of
+from deployerp.api.errors import NOTHING_HERE, answer_of
+from deployerp.api.external_identities import Origin
 from deployerp.api.rate_limits import Standing
 from deployerp.api.requests import address_of, network_of
 from deployerp.api.routes import SAFE
-from deployerp.domain.errors import DeployError, PayloadTooLarge, RateLimitExceeded, Unauthorized
+from deployerp.domain.errors import DeployError, NotFound, PayloadTooLarge, RateLimitExceeded, Unauthorized
 from deployerp.domain.plans import Limits
 
 # Asked by machines that must get an answer, with nothing to be had from them.
@@ -39,6 +40,9 @@ class Gate:
             limit = shared.settings.max_body_bytes
             refused = refused or (_too_large(limit) if _length_of(scope) > limit else None)
             receive = _up_to(limit, receive)
+        if scope["path"].endswith("\n"):
+            # The framework's patterns end before it, and so would have a path that is none of theirs.
+            refused = refused or NotFound(NOTHING_HERE)
         if refused is None:
             await self._app(scope, receive, send)
         else:
@@ -47,24 +51,30 @@ class Gate:
 
 async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Standing | None]:
     """Who asks, and how they stand; where nobody proves who they are, their address is counted."""
-    address = f"address:{network_of(address_of(scope))}"
-    caller = await _caller(scope, shared, address)
-    if caller is not None:
-        return caller, await shared.limiter.admit(f"organization:{caller.organization_id}", caller.limits)
-    limits = Limits(shared.settings.address_requests_per_minute, None)
-    return None, await shared.limiter.admit(address, limits)
-
-
-async def _caller(scope: Scope, shared: Context, address: str) -> Caller | None:
     token = bearer_of(scope)
-    if token is None:
-        return None
-    known = shared.authenticator.remembered(token)
-    # An address that has guessed too often gets no more looked up.
-    if known is not None or shared.limiter.is_spent(address):
-        return known
+    caller = shared.authenticator.remembered(token) if token is not None else None
+    if caller is None:
+        address = address_of(scope)
+        network = network_of(address)
+        limits = Limits(shared.settings.address_requests_per_minute, None)
+        if token is not None:
+            # An address that has guessed too often gets no more looked up. What it asks without a token
+            # does not count here: others of the address come with good ones.
+            guesses = f"refused:{network}"
+            if shared.limiter.is_spent(guesses):
+                # Not as a stranger: the token may be good, and to be told otherwise would be wrong.
+                return None, await shared.limiter.admit(guesses, limits)
+            caller = await _looked_up(scope, shared, token, address)
+            if caller is None:
+                await shared.limiter.admit(guesses, limits)
+        if caller is None:
+            return None, await shared.limiter.admit(f"address:{network}", limits)
+    return caller, await shared.limiter.admit(f"organization:{caller.organization_id}", caller.limits)
+
+
+async def _looked_up(scope: Scope, shared: Context, token: str, address: str) -> Caller | None:
     try:
-        return await shared.authenticator.caller(token)
+        return await shared.authenticator.caller(token, Origin(address, scope["state"]["request_id"]))
     except Unauthorized:
         return None
 

@@ -58,9 +58,12 @@ async def find(session: AsyncSession, secret: str) -> RefreshToken | None:
     return found
 
 
-async def end_family(session: AsyncSession, family_id: UUID) -> None:
-    await session.execute(
+async def end_family(session: AsyncSession, family_id: UUID) -> bool:
+    """Revokes all tokens of a family; says whether it had not ended before."""
+    revoked = await session.execute(
         update(RefreshToken)
         .where(col(RefreshToken.family_id) == family_id, col(RefreshToken.revoked_at).is_(None))
         .values(revoked_at=utc_now())
+        .returning(col(RefreshToken.id))
     )
+    return bool(revoked.all())

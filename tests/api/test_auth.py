@@ -17,6 +17,7 @@ from deployerp.activities.expired import forget_expired
 from deployerp.api import auth
 from deployerp.domain import passwords
 from deployerp.domain.audit_log import AuditEntry
+from deployerp.domain.audit_verification import Verified, verify
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.passwords import is_outdated
@@ -25,7 +26,7 @@ from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.settings import Settings
 from deployerp.domain.users import Member, User
 from tests.api.people import PASSWORD, add_user, person, sign_in
-from tests.conftest import Client, new_client
+from tests.conftest import Client, new_client, open_api
 from tests.forged_tokens import FORGERIES, Forge
 
 EMAIL = "ada@example.com"
@@ -207,14 +208,58 @@ async def test_tries_from_many_addresses_are_counted_together(
     assert statuses == [401, 401, 429]
 
 
+@one_database
+async def test_tries_at_many_accounts_from_one_network_are_counted_whoever_asks(
+    settings: Settings, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = settings.model_copy(update={"address_requests_per_minute": 3})
+    monkeypatch.setattr(auth, "_FROM_EVERYWHERE", Limits(1, 60))
+    async with open_api(settings) as http:
+        # A key that counts for an organization without a limit.
+        client = await new_client(http, settings)
+        await add_user(sessions, EMAIL, {client.organization_id: "viewer"})
+        for number in range(3):
+            await client.error(
+                "POST", "/v1/auth/token", body_of(f"{number}@example.com"), code="unauthorized"
+            )
+        answer = await client.request("POST", "/v1/auth/token", body_of(EMAIL))
+        assert answer.status_code == 429
+        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+        assert 0 < int(answer.headers["Retry-After"]) <= 60
+        # What is refused spends nothing of the account, and other networks do not feel it.
+        monkeypatch.setattr(auth, "address_of", lambda _: "198.51.100.1")
+        assert await client.data("POST", "/v1/auth/token", body_of(EMAIL))
+
+
+def body_of(email: str) -> dict[str, str]:
+    return {"email": email, "password": PASSWORD}
+
+
 async def test_a_sign_in_is_told_to_the_audit_log(
     client: Client, ada: User, sessions: SessionFactory
 ) -> None:
     await sign_in(client.http, EMAIL)
-    async with sessions() as session:
-        (entry,) = (await session.scalars(select(AuditEntry))).all()
+    (entry,) = await told(sessions)
     assert (entry.organization_id, entry.action) == (client.organization_id, "create_token")
     assert (entry.actor_type, entry.actor_id, entry.resource_id) == ("user", ada.id, ada.id)
+
+
+async def told(sessions: SessionFactory) -> list[AuditEntry]:
+    async with sessions() as session:
+        return list(await session.scalars(select(AuditEntry).order_by(col(AuditEntry.sequence))))
+
+
+async def ends_told(client: Client, ada: User, sessions: SessionFactory) -> list[tuple[str, str]]:
+    """What the audit log tells of ends of sign-ins: actions, with the requests that had them done."""
+    entries = [entry for entry in await told(sessions) if entry.action != "create_token"]
+    for entry in entries:
+        assert entry.organization_id == client.organization_id
+        assert (entry.actor_type, entry.actor_id) == ("user", ada.id)
+        assert (entry.resource_type, entry.resource_id) == ("user", ada.id)
+        assert entry.address == "127.0.0.1"
+    whole = await verify(sessions, client.organization_id)
+    assert isinstance(whole, Verified)
+    return [(entry.action, entry.request_id) for entry in entries]
 
 
 # Renewing.
@@ -244,6 +289,21 @@ async def test_a_refresh_token_that_is_used_twice_ends_its_family_and_no_other(
     await ended(client.http, thief["refreshToken"])
     await ended(client.http, stolen.refresh_token)
     await renewed(client.http, other.refresh_token)
+
+
+async def test_the_end_of_a_family_by_a_second_use_is_told_to_the_audit_log_once(
+    client: Client, ada: User, sessions: SessionFactory
+) -> None:
+    stolen = await sign_in(client.http, EMAIL)
+    thief = await renewed(client.http, stolen.refresh_token)
+    answer = await post(client.http, "refresh", {"refreshToken": stolen.refresh_token})
+    assert answer.status_code == 401
+    once = [("end_sign_in", answer.headers["X-Request-Id"])]
+    assert await ends_told(client, ada, sessions) == once
+    # Nothing is left that could end: whoever holds an old token does not fill the log with it.
+    await ended(client.http, stolen.refresh_token)
+    await ended(client.http, thief["refreshToken"])
+    assert await ends_told(client, ada, sessions) == once
 
 
 async def test_of_two_uses_at_once_one_wins_and_the_family_ends(client: Client, ada: User) -> None:
@@ -337,6 +397,24 @@ async def test_signing_out_ends_the_whole_sign_in_and_no_other(client: Client, a
     assert (answer.status_code, answer.content) == (204, b"")
     await ended(client.http, latest["refreshToken"])
     await renewed(client.http, other.refresh_token)
+
+
+async def test_signing_out_is_told_to_the_audit_log_once(
+    client: Client, ada: User, sessions: SessionFactory
+) -> None:
+    signed_in = await sign_in(client.http, EMAIL)
+    body = {"refreshToken": signed_in.refresh_token}
+    first, second = [await post(client.http, "revoke", body) for _ in range(2)]
+    assert (first.status_code, second.status_code) == (204, 204)
+    await ended(client.http, signed_in.refresh_token)
+    assert await ends_told(client, ada, sessions) == [("revoke_token", first.headers["X-Request-Id"])]
+
+
+async def test_an_access_token_outlives_its_sign_in(client: Client, ada: User) -> None:
+    signed_in = await sign_in(client.http, EMAIL)
+    await post(client.http, "revoke", {"refreshToken": signed_in.refresh_token})
+    # As the document says.
+    assert await signed_in.data("GET", "/v1/servers") == []
 
 
 async def test_an_unknown_token_is_ended_already(client: Client) -> None:

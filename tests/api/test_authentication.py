@@ -20,7 +20,9 @@ from structlog.testing import capture_logs
 
 from deployerp.api.authentication import REMEMBERED_SECONDS, Authenticator
 from deployerp.api.background import Background
+from deployerp.api.external_identities import Origin
 from deployerp.domain.api_keys import ApiKey, new_api_key
+from deployerp.domain.audit_log import AuditEntry
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory, open_database, session_factory
 from deployerp.domain.errors import Unauthorized
@@ -85,6 +87,12 @@ class World:
             user, *(Member(organization_id=each.id, user_id=user.id, role=role) for each in organizations)
         )
         return user
+
+    def trust(self, **changes: Any) -> None:
+        """Begins anew, with other settings of the issuer."""
+        (trusted,) = self.settings.trusted_issuers
+        settings = self.settings.model_copy(update={"trusted_issuers": [trusted.model_copy(update=changes)]})
+        self.authenticator = Authenticator(settings, self.sessions, self.background, clock=self.clock)
 
     def issue(self, user: User, organization: Organization) -> str:
         return self.authenticator.tokens.issue(user.id, organization.id)
@@ -376,6 +384,58 @@ async def test_the_organization_is_the_named_one_or_the_only_one(world: World) -
     await world.refuses(external(organization="gamma"))
 
 
+async def test_an_issuer_speaks_for_the_organizations_that_the_operator_names(world: World) -> None:
+    acme, beta = await world.organization("acme"), await world.organization("beta")
+    await world.user(beta, role="owner")
+    world.trust(organizations=["acme"])
+    for named in (None, "beta", str(beta.id)):
+        await world.refuses(external(organization=named))
+    assert await identities(world) == []
+    # A member of both comes to the one, also without naming it.
+    await world.user(acme, beta, email="both@example.com")
+    both: dict[str, Any] = {"sub": "u-2", "email": "both@example.com"}
+    for named in (None, "acme", str(acme.id)):
+        caller = await world.authenticator.caller(external(organization=named, **both))
+        assert caller.organization_id == acme.id
+    for named in ("beta", str(beta.id)):
+        await world.refuses(external(organization=named, **both))
+
+
+async def test_a_linked_subject_gets_no_further_than_its_issuer(world: World) -> None:
+    acme, beta = await world.organization("acme"), await world.organization("beta")
+    user = await world.user(acme)
+    world.trust(organizations=["acme"])
+    await world.authenticator.caller(external())
+    await world.change(update(Member).values(organization_id=beta.id))
+    assert [user_id for user_id, *_ in await identities(world)] == [user.id]
+    for number, named in enumerate((None, "beta", str(beta.id))):
+        await world.refuses(external(organization=named, jti=str(number)))
+    world.trust(organizations=["acme", "beta"])
+    assert (await world.authenticator.caller(external())).organization_id == beta.id
+
+
+async def test_the_link_of_a_subject_is_told_to_the_audit_log_once(world: World) -> None:
+    acme, beta = await world.organization("acme"), await world.organization("beta")
+    user = await world.user(acme, beta)
+    origin = Origin("203.0.113.7", "the-request")
+    await world.refuses(external())
+    assert await entries(world) == []
+    for number in range(2):
+        await world.authenticator.caller(external(organization="beta", jti=str(number)), origin)
+    (entry,) = await entries(world)
+    assert (entry.organization_id, entry.action) == (beta.id, "link_identity")
+    assert (entry.actor_type, entry.actor_id) == ("user", user.id)
+    assert (entry.resource_type, entry.resource_id) == ("user", user.id)
+    assert (entry.address, entry.request_id) == ("203.0.113.7", "the-request")
+    assert entry.after is not None
+    assert (entry.after["issuer"], entry.after["subject"]) == (ISSUER, "u-1")
+
+
+async def entries(world: World) -> list[AuditEntry]:
+    async with world.sessions() as session:
+        return list(await session.scalars(select(AuditEntry)))
+
+
 async def test_an_address_that_is_given_to_somebody_new_does_not_give_them_the_user(world: World) -> None:
     await world.user(await world.organization())
     await world.authenticator.caller(external())
@@ -390,6 +450,7 @@ async def test_many_first_tokens_at_once_link_once(world: World) -> None:
     )
     assert {caller.actor_id for caller in callers} == {user.id}
     assert len(await identities(world)) == 1
+    assert len(await entries(world)) == 1
 
 
 async def test_a_disabled_user_of_an_issuer_is_refused(world: World) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections import Counter
+from datetime import timedelta
 
 import httpx
 import pytest
 from sqlalchemy import update
 
 from deployerp.api.app import create_app
+from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.organizations import Organization
 from deployerp.domain.settings import Settings
@@ -16,6 +18,7 @@ from tests.conftest import Client, new_client, open_api
 
 TOLD = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-policy", "ratelimit")
 STARTER = '"minute";q=100;w=60, "hour";q=1000;w=3600'
+GUESS = {"Authorization": f"Bearer erp_live_{'0' * 16}_{'x' * 43}"}
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -110,15 +113,57 @@ async def test_strangers_are_counted_by_address(settings: Settings) -> None:
     async with open_api(settings) as http:
         client = await new_client(http, settings)
         for number in range(7):
-            given = {} if number % 2 else {"Authorization": f"Bearer erp_live_{'0' * 16}_{'x' * 43}"}
-            answer = await http.get("/v1/servers", headers=given)
+            answer = await http.get("/v1/servers", headers={} if number % 2 else GUESS)
             assert answer.status_code == (401 if number < 5 else 429)
             assert set(TOLD) <= set(answer.headers)
-        # Whoever proves who they are is not held to what others of the address have done, once known...
-        again = await http.get("/", headers={"Authorization": f"Bearer {client.token}"})
-        # ...but a spent address gets nothing new looked up.
-        assert again.status_code == 429
+        # Whoever proves who they are is not held to what others of the address have done.
+        assert (await client.request("GET", "/v1/servers")).status_code == 200
         assert (await http.get("/healthz")).status_code == 200
+
+
+@one_database
+async def test_an_address_that_has_guessed_too_often_gets_nothing_new_looked_up(settings: Settings) -> None:
+    settings = settings.model_copy(update={"address_requests_per_minute": 5})
+    async with open_api(settings) as http:
+        known, new = [await new_client(http, settings) for _ in range(2)]
+        assert (await known.request("GET", "/v1/servers")).status_code == 200
+        for number in range(7):
+            answer = await http.get("/v1/servers", headers=GUESS)
+            assert answer.status_code == (401 if number < 5 else 429)
+        answer = await new.request("GET", "/v1/servers")
+        assert answer.status_code == 429
+        assert 1 <= int(answer.headers["retry-after"]) <= 60
+        # Also where nobody would have to say who they are,
+        assert (await new.request("GET", "/")).status_code == 429
+        # and nobody who is known already feels it.
+        assert (await known.request("GET", "/v1/servers")).status_code == 200
+
+
+@one_database
+async def test_a_valid_key_that_is_not_looked_up_is_told_to_wait_and_not_that_it_is_wrong(
+    settings: Settings,
+) -> None:
+    app = create_app(settings.model_copy(update={"address_requests_per_minute": 5}))
+    async with app.router.lifespan_context(app):
+        limiter = app.state.context.limiter
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://api") as http:
+            client = await new_client(http, settings)
+            began = utc_now()
+            limiter._clock = lambda: began
+            assert (await http.get("/v1/servers")).status_code == 401
+            limiter._clock = lambda: began + timedelta(seconds=50)
+            assert [await status_of_guess(http) for _ in range(5)] == [401, 401, 401, 401, 429]
+            # The address may ask again, but its guesses are younger.
+            limiter._clock = lambda: began + timedelta(seconds=70)
+            assert (await http.get("/v1/servers")).status_code == 401
+            answer = await client.request("GET", "/v1/servers")
+            assert (answer.status_code, answer.headers["retry-after"]) == (429, "40")
+            limiter._clock = lambda: began + timedelta(seconds=111)
+            assert (await client.request("GET", "/v1/servers")).status_code == 200
+
+
+async def status_of_guess(http: httpx.AsyncClient) -> int:
+    return (await http.get("/v1/servers", headers=GUESS)).status_code
 
 
 async def from_address(app_client: httpx.AsyncClient, forwarded: str) -> int:
