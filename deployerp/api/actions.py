@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from fastapi import Response
@@ -11,6 +11,7 @@ from sqlmodel import col
 
 from deployerp.api.answers import Data, shown
 from deployerp.api.changes import Change
+from deployerp.api.examples import PARTS
 from deployerp.api.schemas import View, enum_of
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import Conflict, InvalidState, OperationInProgress
@@ -34,6 +35,11 @@ class OperationSummary(View):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+
+def first_of(resource_type: ResourceType) -> dict[str, Any]:
+    """What a schema adds to an operation of this kind of resource, for its example."""
+    return {PARTS: {"resourceType": resource_type, "action": LIFECYCLES[resource_type].first.name}}
 
 
 RESOURCE_TYPES: dict[type[Server] | type[Instance], ResourceType] = {Server: "server", Instance: "instance"}

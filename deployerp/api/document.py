@@ -124,7 +124,8 @@ def _complete(route: Route, method: str, operation: Document, schemas: Document)
         _fail(responses, IdempotencyKeyReused)
     if "412" in responses:
         _accept(operation, "If-Match")
-    if "requestBody" in operation:
+    if unsafe:
+        # Also where no body is wanted: what comes is counted before anybody looks at it.
         _fail(responses, PayloadTooLarge)
     if _is_single(route, method):
         _accept(operation, "If-None-Match")
@@ -149,11 +150,12 @@ def _fail(responses: Document, error: type[DeployError]) -> None:
     known["description"] = ", ".join(filter(None, (known["description"], f"`{error.code}`")))
 
 
-# By what an answer is: the name of what it has begun, which operation shows that, and where its id is.
+# By what an answer is: the name of what it has begun, which operation shows that, and for which parameters.
 _BEGUN = {
-    "Accepted": ("operation", "get_operation", "/data/operation/id"),
-    "OperationSummary": ("operation", "get_operation", "/data/id"),
-    "DeliverySummary": ("delivery", "get_webhook_delivery", "/data/id"),
+    "Accepted": ("operation", "get_operation", {"id": "$response.body#/data/operation/id"}),
+    "OperationSummary": ("operation", "get_operation", {"id": "$response.body#/data/id"}),
+    "DeliverySummary": ("delivery", "get_webhook_delivery", {"id": "$response.body#/data/id"}),
+    "Replayed": ("deliveries", "list_webhook_deliveries", {"endpoint_id": "$request.path.id"}),
 }
 
 
@@ -161,8 +163,8 @@ def _links_of(operation: Document) -> Document:
     """How the answer leads to what it has begun."""
     schema = operation["responses"]["202"]["content"][_JSON]["schema"]["$ref"]
     return {
-        name: {"operationId": shows, "parameters": {"id": f"$response.body#{at}"}}
-        for part, (name, shows, at) in _BEGUN.items()
+        name: {"operationId": shows, "parameters": parameters}
+        for part, (name, shows, parameters) in _BEGUN.items()
         if part in schema
     }
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 Schema = dict[str, Any]
+# Beside a reference: what is otherwise in the example of this one field.
+PARTS = "x-example-parts"
 
 _BY_FORMAT = {
     "uuid": "01932a7c-8f4e-7c3a-9b2d-5e6f7a8b9c0d",
@@ -17,6 +19,7 @@ _BY_NAME: dict[str, Any] = {
     "actorId": "01932a7c-1111-7c3a-9b2d-5e6f7a8b9c0d",
     "address": "203.0.113.7",
     "attempt": 1,
+    "deployedAt": None,
     "description": "Tells our chat",
     "detail": None,
     "disabledReason": None,
@@ -24,6 +27,7 @@ _BY_NAME: dict[str, Any] = {
     "errorCode": None,
     "errorMessage": None,
     "eventType": "instance.deployed",
+    "finishedAt": None,
     "hostKey": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExam",
     "hostname": "acme.odoo.example.com",
     "image": None,
@@ -41,6 +45,7 @@ _BY_NAME: dict[str, Any] = {
     "revokedAt": None,
     "size": "small",
     "slug": "acme",
+    "startedAt": None,
     "statusMessage": None,
     "title": "Start the containers",
     "url": "https://acme.odoo.example.com",
@@ -49,15 +54,17 @@ _BY_NAME: dict[str, Any] = {
 
 def example_of(schema: Schema, schemas: dict[str, Schema], name: str = "") -> Any:
     """A value that the schema allows; `schemas` are those that it can refer to, `name` that of its field."""
+    if schema.get("examples"):
+        return schema["examples"][0]
     if "$ref" in schema:
-        return example_of(schemas[schema["$ref"].rpartition("/")[2]], schemas, name)
-    for told in (schema.get("examples"), schema.get("enum")):
-        if told:
-            return told[0]
+        whole = example_of(schemas[schema["$ref"].rpartition("/")[2]], schemas, name)
+        return whole | schema[PARTS] if PARTS in schema else whole
+    if schema.get("enum"):
+        return schema["enum"][0]
     for told in ("const", "example"):
         if told in schema:
             return schema[told]
-    if name in _BY_NAME:
+    if name in _BY_NAME and (_BY_NAME[name] is not None or _may_be_null(schema)):
         return _BY_NAME[name]
     if "default" in schema and schema["default"] is not None:
         return schema["default"]
@@ -65,6 +72,10 @@ def example_of(schema: Schema, schemas: dict[str, Schema], name: str = "") -> An
     if options:
         return example_of(options[0], schemas, name)
     return _of_type(schema, schemas)
+
+
+def _may_be_null(schema: Schema) -> bool:
+    return {"type": "null"} in schema.get("anyOf", ())
 
 
 def _of_type(schema: Schema, schemas: dict[str, Schema]) -> Any:

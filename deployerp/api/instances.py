@@ -87,7 +87,7 @@ class InstanceRead(View):
 
 
 class InstanceAccepted(InstanceRead):
-    operation: OperationSummary
+    operation: OperationSummary = Field(json_schema_extra=actions.first_of("instance"))
 
 
 class AdminPassword(View):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
+from pydantic import Field
 from sqlalchemy import func, select
 from sqlmodel import col
 
@@ -67,7 +68,7 @@ class ServerRead(View):
 
 
 class ServerAccepted(ServerRead):
-    operation: OperationSummary
+    operation: OperationSummary = Field(json_schema_extra=actions.first_of("server"))
 
 
 @router.post(

@@ -11,7 +11,7 @@ from uuid import UUID
 import jsonschema_rs
 import pytest
 
-from deployerp.domain.lifecycles import INSTANCE, SERVER
+from deployerp.domain.lifecycles import INSTANCE, LIFECYCLES, SERVER
 
 ROOT = Path(__file__).parent.parent.parent
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "openapi.py"))
@@ -85,15 +85,38 @@ def test_every_example_is_what_its_schema_allows(where: str, content: dict) -> N
 def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
     shown_by = {"operation": "get_operation", "delivery": "get_webhook_delivery"}
     for operation in OPERATIONS:
-        # Its answer tells how many deliveries it has begun, and the list has them.
-        if "202" in operation["responses"] and operation["operationId"] != "replay_events":
+        if "202" in operation["responses"]:
             answer = operation["responses"]["202"]
             ((name, link),) = answer["links"].items()
+            if operation["operationId"] == "replay_events":
+                # Its answer tells how many deliveries it has begun, and the list has them.
+                assert link["operationId"] == "list_webhook_deliveries"
+                assert link["parameters"] == {"endpoint_id": "$request.path.id"}
+                continue
             assert link["operationId"] == shown_by[name]
             found = answer["content"]["application/json"]["example"]
+            about = found["data"]
+            if "operation" in about:
+                # The example tells one story.
+                begun = about["operation"]
+                kind = operation["tags"][0].removesuffix("s")
+                assert (begun["resourceType"], begun["resourceId"]) == (kind, about["id"])
+                assert begun["action"] == LIFECYCLES[kind].first.name
+                assert (begun["state"], begun["startedAt"], begun["finishedAt"]) == ("pending", None, None)
+                assert (about["status"], about.get("deployedAt")) == ("pending", None)
             for part in link["parameters"]["id"].removeprefix("$response.body#/").split("/"):
                 found = found[part]
             assert UUID(found)
+
+
+def test_every_change_may_be_too_large() -> None:
+    changes = [
+        operation["responses"].keys()
+        for every in DOCUMENT["paths"].values()
+        for method, operation in every.items()
+        if method != "get"
+    ]
+    assert all("413" in responses for responses in changes)
 
 
 def test_what_may_be_sent_again_says_so() -> None:
