@@ -195,9 +195,16 @@ async def _check_known(change: Change, user: User, body: UserCreate) -> None:
 
     Whoever made the user may know the password: only who answers for them there may bring them here.
     """
+    # Asked apart from the memberships in which they can act: who is disabled has none of those.
+    here = await change.session.scalar(
+        select(col(Member.id)).where(
+            col(Member.user_id) == user.id, col(Member.organization_id) == change.caller.organization_id
+        )
+    )
+    if here is not None:
+        disabled = ", and disabled: whoever runs this control plane can enable them"
+        raise Conflict(f"{body.email} is a member already{disabled if user.disabled_at else ''}.")
     theirs = {each.organization.id for each in await memberships_of(change.session, user.id)}
-    if change.caller.organization_id in theirs:
-        raise Conflict(f"{body.email} is a member already.")
     callers = await memberships_of(change.session, change.caller.actor_id)
     in_charge = {each.organization.id for each in callers if "manage:users" in ROLE_PERMISSIONS[each.role]}
     if not theirs & in_charge:

@@ -128,12 +128,17 @@ async def lock_membership(session: AsyncSession, user_id: UUID, organization_id:
 
 
 async def lock_owners(session: AsyncSession, organization_id: UUID) -> list[UUID]:
-    """Ids of the users who own an organization; there are no others until the transaction ends."""
+    """Ids of the owners of an organization who can sign in; no others come until the transaction ends."""
     found = await session.scalars(
         select(col(Member.user_id))
-        .where(col(Member.organization_id) == organization_id, col(Member.role) == "owner")
+        .join(User, col(User.id) == col(Member.user_id))
+        .where(
+            col(Member.organization_id) == organization_id,
+            col(Member.role) == "owner",
+            col(User.disabled_at).is_(None),
+        )
         .order_by(col(Member.id))
-        .with_for_update()
+        .with_for_update(of=Member)
     )
     return list(found)
 

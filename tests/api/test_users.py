@@ -4,11 +4,12 @@ import asyncio
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlmodel import col
 
 from deployerp.api import users
 from deployerp.domain.audit_log import AuditEntry
+from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.permissions import ROLES, Role
 from deployerp.domain.refresh_tokens import RefreshToken
@@ -29,6 +30,11 @@ async def owner(client: Client, sessions: SessionFactory) -> Person:
 async def rows(sessions: SessionFactory, model: type) -> list:
     async with sessions() as session:
         return list((await session.scalars(select(model))).all())
+
+
+async def disable(sessions: SessionFactory, id: UUID) -> None:
+    async with sessions() as session, session.begin():
+        await session.execute(update(User).where(col(User.id) == id).values(disabled_at=utc_now()))
 
 
 async def test_a_user_is_made_listed_read_and_signs_in(client: Client, sessions: SessionFactory) -> None:
@@ -163,6 +169,21 @@ async def test_who_is_a_member_already_is_not_added_twice(client: Client, sessio
     assert len(await rows(sessions, Member)) == 1
 
 
+async def test_a_disabled_member_is_told_to_be_one(
+    client: Client, settings: Settings, sessions: SessionFactory
+) -> None:
+    made = await client.data("POST", "/v1/users", ADA, 201)
+    await disable(sessions, UUID(made["id"]))
+    error = await client.error("POST", "/v1/users", ADA, code="conflict")
+    assert error["message"].startswith("ada@example.com is a member already, and disabled")
+    # To others it is what it was.
+    other = await new_client(client.http, settings)
+    error = await other.error("POST", "/v1/users", ADA, code="conflict")
+    assert "another organization" in error["message"]
+    assert "disabled" not in error["message"]
+    assert len(await rows(sessions, Member)) == 1
+
+
 async def test_many_at_once_make_one_user(client: Client, sessions: SessionFactory) -> None:
     answers = await asyncio.gather(*(client.request("POST", "/v1/users", ADA) for _ in range(5)))
     assert sorted(answer.status_code for answer in answers) == [201, 409, 409, 409, 409]
@@ -291,6 +312,20 @@ async def test_the_last_owner_stays(owner: Person, client: Client, sessions: Ses
     second = await person(client, sessions, "owner", "second@example.com")
     assert (await owner.data("PATCH", path, {"role": "admin"}))["role"] == "admin"
     await second.error("DELETE", f"/v1/users/{second.user_id}", code="conflict")
+
+
+async def test_an_owner_who_cannot_sign_in_does_not_let_the_last_one_leave(
+    owner: Person, client: Client, sessions: SessionFactory
+) -> None:
+    second = await person(client, sessions, "owner", "second@example.com")
+    await disable(sessions, second.user_id)
+    path = f"/v1/users/{owner.user_id}"
+    for method, body in (("PATCH", {"role": "admin"}), ("DELETE", None)):
+        error = await owner.error(method, path, body, code="conflict")
+        assert "make somebody else an owner first" in error["message"]
+    # The one who cannot sign in is not needed.
+    await owner.data("PATCH", f"/v1/users/{second.user_id}", {"role": "viewer"})
+    await owner.call("DELETE", f"/v1/users/{second.user_id}", status=204)
 
 
 async def test_two_owners_who_demote_each_other_at_once_leave_one(

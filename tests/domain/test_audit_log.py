@@ -191,7 +191,96 @@ async def test_entries_cannot_be_changed_or_deleted(
     assert len(await entries(sessions, organization_id)) == 1
 
 
-@pytest.mark.parametrize("statement", ["TRUNCATE audit_log", "TRUNCATE organizations CASCADE"])
+def copied(*more: str, **instead: str) -> str:
+    """The first entry once more, with other values in some columns."""
+    names = [*more, *LOG.columns.keys()]
+    values = [instead.get(name, name) for name in names]
+    return f"INTO audit_log ({', '.join(names)}) SELECT {', '.join(values)} FROM audit_log WHERE sequence = 1"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        pytest.param(copied(action="'x'"), id="the same"),
+        pytest.param(copied(sequence="9"), id="its id"),
+        pytest.param(copied(id="'x'"), id="its place"),
+        pytest.param(copied("rowid", id="'x'", sequence="9"), id="its row"),
+        pytest.param(
+            "INTO audit_heads (organization_id, sequence, previous_hash, hash)"
+            " SELECT organization_id, 1, 'x', 'x' FROM audit_heads",
+            id="the head",
+        ),
+        pytest.param(
+            "INTO audit_heads (rowid, organization_id, sequence, previous_hash, hash)"
+            " SELECT audit_heads.rowid, id, 1, 'x', 'x' FROM audit_heads, organizations"
+            " WHERE id <> organization_id",
+            id="the head's row",
+        ),
+    ],
+)
+async def test_sqlite_replaces_nothing(sqlite_url: str, statement: str) -> None:
+    # Only SQLite knows such a statement, and no trigger on DELETE sees what it deletes.
+    engine = open_database(sqlite_url)
+    sessions = session_factory(engine)
+    organization_id = await new_organization(sessions)
+    await new_organization(sessions)
+    await add(sessions, organization_id, deed(), deed())
+    known = await entries(sessions, organization_id)
+    async with sessions() as session, session.begin():
+        for way in ("INSERT OR REPLACE", "REPLACE", "INSERT OR IGNORE"):
+            with pytest.raises(DBAPIError, match="append-only"):
+                await session.execute(text(f"{way} {statement}"))
+    assert await entries(sessions, organization_id) == known
+    assert await verify(sessions, organization_id) == Verified(2, known[-1].hash)
+    assert await add(sessions, organization_id, deed()) == [3]
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM audit_heads",
+        "UPDATE audit_heads SET sequence = sequence",
+        "UPDATE audit_heads SET hash = previous_hash",
+        "UPDATE audit_heads SET sequence = sequence - 1",
+        "UPDATE audit_heads SET sequence = sequence + 2",
+        "UPDATE audit_heads SET sequence = sequence + 1, organization_id = '{}'",
+    ],
+)
+async def test_a_head_moves_on_by_one_and_no_other_way(
+    sessions: SessionFactory, organization_id: UUID, statement: str
+) -> None:
+    await add(sessions, organization_id, deed(), deed())
+    other = (await new_organization(sessions)).hex
+    async with sessions() as session:
+        with pytest.raises(DBAPIError, match="append-only"):
+            await session.execute(text(statement.format(other)))
+    assert await add(sessions, organization_id, deed()) == [3]
+    assert isinstance(await verify(sessions, organization_id), Verified)
+
+
+async def test_a_head_is_not_moved_onto_another(sqlite_url: str) -> None:
+    engine = open_database(sqlite_url)
+    sessions = session_factory(engine)
+    ids = [await new_organization(sessions), await new_organization(sessions)]
+    for each in ids:
+        await add(sessions, each, deed())
+    move = (
+        "UPDATE OR REPLACE audit_heads SET sequence = sequence + 1,"
+        " rowid = (SELECT max(rowid) FROM audit_heads)"
+        " WHERE rowid = (SELECT min(rowid) FROM audit_heads)"
+    )
+    async with sessions() as session:
+        with pytest.raises(DBAPIError, match="append-only"):
+            await session.execute(text(move))
+    for each in ids:
+        assert isinstance(await verify(sessions, each), Verified)
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "statement", ["TRUNCATE audit_log", "TRUNCATE audit_heads", "TRUNCATE organizations CASCADE"]
+)
 async def test_the_log_cannot_be_emptied(postgres_url: str, statement: str) -> None:
     # SQLite knows no such statement.
     engine = open_database(postgres_url)
