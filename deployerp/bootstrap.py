@@ -21,26 +21,47 @@ from deployerp.domain.users import Email
 PASSWORD_VARIABLE = "DEPLOYERP_BOOTSTRAP_PASSWORD"  # noqa: S105  (its name, not a password)
 
 
-def run(settings: Settings, *, slug: str, name: str, email: str, plan: str, as_json: bool) -> None:
-    """Raises `typer.BadParameter` for what breaks a rule, and `Conflict` for a slug in use."""
+def run(
+    settings: Settings,
+    *,
+    slug: str,
+    name: str,
+    email: str,
+    plan: str,
+    existing_user: bool,
+    as_json: bool,
+) -> None:
+    """Raises `typer.BadParameter` for what breaks a rule, and what `begin` raises."""
     wanted = {
-        "slug": _checked(Slug, slug, "--organization"),
-        "name": _checked(Name, name, "--name"),
-        "email": _checked(Email, email, "--email"),
-        "plan": _checked(Plan, plan, "--plan"),
+        "slug": checked(Slug, slug, "--organization"),
+        "name": checked(Name, name, "--name"),
+        "email": checked(Email, email, "--email"),
+        "plan": checked(Plan, plan, "--plan"),
     }
-    given = _given_password(wanted["email"])
-    made_up = None if given else new_password()
-    made = asyncio.run(_begin(settings, wanted | {"password": given or made_up}))
-    password = made_up if made.is_new_user else None
-    typer.echo(json.dumps(_as_data(made, password)) if as_json else _in_words(made, password))
+    if existing_user:
+        _check_no_password()
+        given = made_up = None
+    else:
+        given = _given_password(wanted["email"])
+        made_up = None if given else new_password()
+    made = asyncio.run(_begin(settings, wanted | {"password": given or made_up}, as_json))
+    typer.echo(json.dumps(_as_data(made, made_up)) if as_json else _in_words(made, made_up))
 
 
-def _checked(kind: Any, value: str, option: str) -> Any:
+def checked(kind: Any, value: str, option: str) -> Any:
+    """A value that keeps to the rule of its kind. Raises `typer.BadParameter`, which names the option."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
         raise typer.BadParameter(error.errors()[0]["msg"], param_hint=option) from None
+
+
+def _check_no_password() -> None:
+    if os.environ.get(PASSWORD_VARIABLE):
+        raise typer.BadParameter(
+            "must not be set with --existing-user: who is a user already keeps their password",
+            param_hint=PASSWORD_VARIABLE,
+        )
 
 
 def _given_password(email: str) -> str | None:
@@ -58,11 +79,15 @@ def _given_password(email: str) -> str | None:
     return given
 
 
-async def _begin(settings: Settings, wanted: dict[str, Any]) -> Beginning:
+async def _begin(settings: Settings, wanted: dict[str, Any], as_json: bool) -> Beginning:
     database = open_database(settings.database_url)
     try:
         async with session_factory(database)() as session, session.begin():
-            return await begin(session, **wanted)
+            made = await begin(session, **wanted)
+            if made.known_in is not None and not as_json:
+                # Before it is there for others to see.
+                typer.echo(f"Known in      {', '.join(made.known_in) or 'no organization'}")
+            return made
     finally:
         await database.dispose()
 
@@ -71,13 +96,18 @@ def _as_data(made: Beginning, password: str | None) -> dict[str, Any]:
     organization, owner, key = made.organization, made.owner, made.key
     return {
         "organization": {"id": str(organization.id), "slug": organization.slug, "plan": organization.plan},
-        "owner": {"id": str(owner.id), "email": owner.email, "password": password},
+        "owner": {
+            "id": str(owner.id),
+            "email": owner.email,
+            "password": password,
+            "organizations": list(made.known_in or ()),
+        },
         "key": {"id": str(key.id), "level": key.level, "token": made.token},
     }
 
 
 def _in_words(made: Beginning, password: str | None) -> str:
-    known = "as given" if made.is_new_user else "as it was: they are a user already"
+    known = "as given" if made.known_in is None else "as it was: they are a user already"
     return "\n".join(
         (
             f"Organization  {made.organization.slug} ({made.organization.name}), {made.organization.plan}",

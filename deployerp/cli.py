@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,18 +20,19 @@ from watchfiles import arun_process
 
 from deployerp import bootstrap as bootstrapping
 from deployerp import demo as demonstration
-from deployerp import embedded
+from deployerp import embedded, failures
 from deployerp.api.app import create_app
 from deployerp.api.serving import Server
 from deployerp.domain import logs
-from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.audit_verification import Broken, verify
+from deployerp.domain.beginnings import add_key, add_organization
 from deployerp.domain.database import SessionFactory, open_database, session_factory
-from deployerp.domain.errors import DeployError, NotFound
+from deployerp.domain.errors import NotFound
+from deployerp.domain.names import Name, Slug
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import LEVELS
 from deployerp.domain.plans import PLANS
-from deployerp.domain.secrets import new_encryption_key
+from deployerp.domain.secrets import Vault, new_encryption_key
 from deployerp.domain.settings import Settings
 from deployerp.migrations import configuration
 from deployerp.worker import run_worker
@@ -42,7 +44,11 @@ audit = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
 _PORTS = embedded.Ports()
-HomeOption = Annotated[Path, typer.Option(help="Folder of the embedded control plane's state.")]
+# A hundred years: what is later than the last date there is cannot be kept.
+_MOST_DAYS = 36_500
+HomeOption = Annotated[
+    Path, typer.Option(envvar="DEPLOYERP_HOME", help="Folder of the embedded control plane's state.")
+]
 
 
 def _note(line: str) -> None:
@@ -74,10 +80,8 @@ def serve(
 ) -> None:
     """Run the API."""
     given = {"api_host": host, "api_port": port}
-    settings = Settings().model_copy(
-        update={name: value for name, value in given.items() if value is not None}
-    )
-    logs.configure(settings.log_level)
+    settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
+    _prepare(settings)
     # uvloop makes small requests cheaper. The worker's libraries are at home on the other one.
     loop_factory = None if with_worker else uvloop.new_event_loop
     with asyncio.Runner(loop_factory=loop_factory) as runner:
@@ -88,7 +92,7 @@ def serve(
 def worker() -> None:
     """Run a Temporal worker, which does the work; any number of them share it."""
     settings = Settings()
-    logs.configure(settings.log_level)
+    _prepare(settings)
     asyncio.run(_work(settings))
 
 
@@ -100,7 +104,9 @@ def migrate(revision: Annotated[str, typer.Argument(help="Revision to go to.")] 
 
 @app.command()
 def demo(
-    home: Annotated[Path, typer.Option(help="Folder of the demo's state.")] = Path(".deployerp"),
+    home: Annotated[Path, typer.Option(envvar="DEPLOYERP_HOME", help="Folder of the demo's state.")] = Path(
+        ".deployerp"
+    ),
     keep: Annotated[bool, typer.Option(help="Leave everything running and tell where it is.")] = False,
 ) -> None:
     """Do the whole job once, on real parts, through the API, and clean up after it."""
@@ -113,17 +119,27 @@ def bootstrap(
     email: Annotated[str, typer.Option(help="E-mail address of its owner.")],
     name: Annotated[str | None, typer.Option(help="Its name; by default the slug.")] = None,
     plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "enterprise",
+    existing_user: Annotated[
+        bool, typer.Option("--existing-user", help="The owner is a user already, and keeps their password.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Tell what was made as one JSON object.")] = False,
     home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
 ) -> None:
     """Make an organization, its owner and its first key, and show the key, this once.
 
     The owner's password comes from DEPLOYERP_BOOTSTRAP_PASSWORD or is asked for; where nobody is there to
-    be asked it is made up and shown.
+    be asked it is made up and shown. Somebody who is a user already becomes the owner only with
+    --existing-user, because whoever made that user may know the password.
     """
     settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
     bootstrapping.run(
-        settings, slug=organization, name=name or organization, email=email, plan=plan, as_json=as_json
+        settings,
+        slug=organization,
+        name=name or organization,
+        email=email,
+        plan=plan,
+        existing_user=existing_user,
+        as_json=as_json,
     )
 
 
@@ -132,14 +148,17 @@ def create_key(
     organization: Annotated[str, typer.Option(help="Slug of the organization; a new one is made.")],
     name: Annotated[str, typer.Option(help="What the key is for.")] = "first key",
     level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "admin",
-    days: Annotated[int | None, typer.Option(help="Days until it expires.")] = None,
+    days: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_DAYS, help="Days until it expires; by default it does not.")
+    ] = None,
     home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
 ) -> None:
     """Make an API key and show it, this once."""
     if level not in LEVELS:
         raise typer.BadParameter(f"must be one of {', '.join(LEVELS)}", param_hint="--level")
     settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
-    expires_at = datetime.now(UTC) + timedelta(days=days) if days else None
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
+    name = bootstrapping.checked(Name, name, "--name")
     typer.echo(asyncio.run(_create_key(settings, organization, name, level, expires_at)))
 
 
@@ -160,18 +179,35 @@ def verify_audit_log(
         sys.exit(1)
 
 
+def _prepare(settings: Settings) -> None:
+    """Sets up the logs of a process, unless it misses what it would find missing only once it has begun."""
+    Vault(settings.encryption_keys)
+    logs.configure(settings.log_level)
+
+
 async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: bool) -> None:
+    # First of all: images can take minutes, and the process that finds it in use may be one of many.
+    await embedded.check_free("the API", settings.api_port)
     if images:
         await embedded.provide_images(settings, _note)
     async with embedded.services(settings, ports):
         await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
-        _note(f"API         http://127.0.0.1:{ports.api}/playground")
+        _note(f"API         http://127.0.0.1:{settings.api_port}/playground")
         _note(f"Temporal UI http://127.0.0.1:{ports.temporal_ui}")
-        _note(f"A key       deployerp keys create --organization demo --home {settings.home}")
+        make_key = [_own_program(), "keys", "create", "--organization", "demo", "--home", str(settings.home)]
+        _note(f"A key       {shlex.join(make_key)}")
         if reload:
             await _reloading(settings)
         else:
             await _serve(settings, with_worker=True)
+
+
+def _own_program() -> str:
+    """What to type for this program, which need not be on the PATH."""
+    beside, here = Path(sys.executable).with_name("deployerp"), Path.cwd()
+    if not beside.exists():
+        return "deployerp"
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
 
 
 async def _reloading(settings: Settings) -> None:
@@ -204,9 +240,12 @@ async def _serve(settings: Settings, with_worker: bool) -> None:
     working = asyncio.create_task(run_worker(settings, stop))
     # A worker that fails must not leave an API that accepts what nobody does.
     working.add_done_callback(lambda _: setattr(server, "should_exit", True))
-    await server.serve()
-    stop.set()
-    await working
+    try:
+        # It leaves by SystemExit when it cannot begin.
+        await server.serve()
+    finally:
+        stop.set()
+        await working
 
 
 async def _work(settings: Settings) -> None:
@@ -220,17 +259,19 @@ async def _create_key(
     settings: Settings, slug: str, name: str, level: str, expires_at: datetime | None
 ) -> str:
     database = open_database(settings.database_url)
-    async with session_factory(database)() as session, session.begin():
-        organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
-        if organization is None:
-            # Whoever has the machine has no limit; tenants of a service get their plans otherwise.
-            organization = Organization(name=slug, slug=slug, plan="enterprise")
-            session.add(organization)
-            await session.flush()
-        key, token = new_api_key(organization.id, name, level, expires_at)
-        session.add(key)
-    await database.dispose()
-    return token
+    try:
+        async with session_factory(database)() as session, session.begin():
+            organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
+            if organization is None:
+                # Only of a new one: those that are there may have begun under another rule.
+                slug = bootstrapping.checked(Slug, slug, "--organization")
+                # Whoever has the machine has no limit; tenants of a service get their plans otherwise.
+                organization = Organization(name=slug, slug=slug, plan="enterprise")
+                await add_organization(session, organization)
+            _, token = await add_key(session, organization.id, name, level, expires_at)
+            return token
+    finally:
+        await database.dispose()
 
 
 async def _verify_audit_log(settings: Settings, slug: str | None) -> bool:
@@ -269,8 +310,12 @@ def main() -> None:
     """Runs the command; an error that a user can meet is told in words, not as a traceback."""
     try:
         app()
-    except DeployError as error:
-        _note(f"error: {error.message}")
+    except Exception as error:
+        lines = failures.in_words(error)
+        if lines is None:
+            raise
+        for line in lines:
+            _note(f"error: {line}")
         sys.exit(1)
 
 

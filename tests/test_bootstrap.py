@@ -12,14 +12,16 @@ from contextlib import suppress
 import httpx
 import pytest
 from click.testing import Result
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlmodel import col
 from typer.testing import CliRunner
 
 from deployerp.cli import app
 from deployerp.domain.audit_log import AuditEntry
 from deployerp.domain.audit_verification import Broken, verify
+from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
-from deployerp.domain.errors import Conflict
+from deployerp.domain.errors import Conflict, NotFound
 from deployerp.domain.organizations import Organization
 from deployerp.domain.settings import Settings
 from deployerp.domain.users import Member, User
@@ -27,6 +29,7 @@ from tests.api.people import PASSWORD
 from tests.conftest import Client
 
 ACME = ("--organization", "acme", "--email", "Ada@Example.com")
+BETA = ("--organization", "beta", "--email", "ada@example.com")
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -74,6 +77,25 @@ async def test_organization_owner_and_key_are_made_and_work(
     assert first is not None
     assert (first.actor_type, first.action) == ("system", "bootstrap")
     assert not isinstance(await verify(sessions, first.organization_id), Broken)
+
+
+async def test_the_audit_log_tells_of_organization_owner_and_key(sessions: SessionFactory) -> None:
+    told = await made(*ACME, "--name", "Acme Ltd")
+    async with sessions() as session:
+        entries = (await session.scalars(select(AuditEntry).order_by(col(AuditEntry.sequence)))).all()
+    assert {(entry.actor_type, entry.actor_id) for entry in entries} == {("system", None)}
+    assert [(entry.action, entry.resource_type, str(entry.resource_id)) for entry in entries] == [
+        ("bootstrap", "organization", told["organization"]["id"]),
+        ("create_user", "user", told["owner"]["id"]),
+        ("create_api_key", "api_key", told["key"]["id"]),
+    ]
+    assert [entry.before for entry in entries] == [None, None, None]
+    organization, owner, key = (entry.after or {} for entry in entries)
+    assert (organization["slug"], organization["name"]) == ("acme", "Acme Ltd")
+    assert (owner["email"], owner["role"]) == ("ada@example.com", "owner")
+    assert (key["name"], key["level"]) == ("first key", "admin")
+    for secret in (told["owner"]["password"], told["key"]["token"], "argon2", "Hash", "Digest"):
+        assert secret not in str([organization, owner, key])
 
 
 @one_database
@@ -139,13 +161,85 @@ async def test_an_organization_that_exists_is_left_as_it_is(sessions: SessionFac
     assert [await count(sessions, model) for model in (Organization, User, Member)] == [1, 1, 1]
 
 
-async def test_an_owner_of_two_organizations_keeps_the_password(http: httpx.AsyncClient) -> None:
+# Owners who are known already.
+
+
+async def test_an_owner_of_two_organizations_keeps_the_password(
+    http: httpx.AsyncClient, sessions: SessionFactory
+) -> None:
     first = await made(*ACME)
-    second = await made("--organization", "beta", "--email", "ada@example.com")
-    assert second["owner"] == first["owner"] | {"password": None}
+    second = await made(*BETA, "--existing-user")
+    assert second["owner"] == first["owner"] | {"password": None, "organizations": ["acme"]}
     password = first["owner"]["password"]
     assert await signed_in(http, "ada@example.com", password) == 422
     assert await signed_in(http, "ada@example.com", password, organization="beta") == 200
+    async with sessions() as session:
+        query = select(AuditEntry).where(col(AuditEntry.action) == "create_user")
+        _, entry = (await session.scalars(query.order_by(col(AuditEntry.created_at)))).all()
+    assert str(entry.organization_id) == second["organization"]["id"]
+    # As where the API adds a known user: they were there before, and now they have a role.
+    assert (entry.before or {})["email"] == "ada@example.com"
+    assert "role" not in (entry.before or {})
+    assert (entry.after or {})["role"] == "owner"
+
+
+async def test_who_has_made_a_user_of_the_owner_s_address_does_not_get_the_organization(
+    client: Client, sessions: SessionFactory
+) -> None:
+    trap = {"email": "ada@example.com", "name": "Ada", "role": "viewer", "password": PASSWORD}
+    await client.data("POST", "/v1/users", trap, 201)
+    result = await bootstrap(*BETA)
+    assert isinstance(result.exception, Conflict)
+    # It says where the user is from, and what to do for one who is meant.
+    async with sessions() as session:
+        theirs = await session.get(Organization, client.organization_id)
+    assert theirs is not None
+    for words in ("ada@example.com", theirs.slug, "--existing-user"):
+        assert words in result.exception.message
+    assert [await count(sessions, model) for model in (Organization, User, Member)] == [1, 1, 1]
+    assert await signed_in(client.http, "ada@example.com", PASSWORD, organization="beta") != 200
+
+
+@one_database
+async def test_where_a_known_owner_is_a_member_is_told_before_it_is_done(http: httpx.AsyncClient) -> None:
+    await made(*ACME)
+    await made("--organization", "gamma", "--email", "ada@example.com", "--existing-user")
+    result = await bootstrap(*BETA, "--existing-user")
+    lines = result.stdout.splitlines()
+    assert lines[0] == "Known in      acme, gamma"
+    assert lines[1].startswith("Organization  beta")
+    assert "Password      as it was" in result.stdout
+
+
+@one_database
+async def test_a_known_owner_is_given_no_password(
+    sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made(*ACME)
+    monkeypatch.setenv("DEPLOYERP_BOOTSTRAP_PASSWORD", PASSWORD)
+    result = await bootstrap(*BETA, "--existing-user")
+    assert result.exit_code == 2
+    assert "DEPLOYERP_BOOTSTRAP_PASSWORD" in result.output
+    assert PASSWORD not in result.output
+    assert await count(sessions, Organization) == 1
+
+
+async def test_a_known_owner_must_be_known(sessions: SessionFactory) -> None:
+    result = await bootstrap(*BETA, "--existing-user")
+    assert isinstance(result.exception, NotFound)
+    assert "without --existing-user" in result.exception.message
+    assert [await count(sessions, model) for model in (Organization, User, Member)] == [0, 0, 0]
+
+
+@one_database
+async def test_a_disabled_user_is_no_owner(sessions: SessionFactory) -> None:
+    await made(*ACME)
+    async with sessions() as session, session.begin():
+        await session.execute(update(User).values(disabled_at=utc_now()))
+    result = await bootstrap(*BETA, "--existing-user")
+    assert isinstance(result.exception, Conflict)
+    assert "disabled" in result.exception.message
+    assert await count(sessions, Organization) == 1
 
 
 @one_database

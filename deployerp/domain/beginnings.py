@@ -1,7 +1,10 @@
-"""The beginning of an organization: itself, its owner and its first key, all of them or none."""
+"""What begins outside of requests: organizations, their owners and keys, each with its audit entry."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from uuid import uuid4
+from datetime import datetime
+from typing import Any
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -10,7 +13,7 @@ from sqlmodel import col
 
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.audit_log import Deed, append, snapshot
-from deployerp.domain.errors import Conflict
+from deployerp.domain.errors import Conflict, NotFound
 from deployerp.domain.organizations import Organization
 from deployerp.domain.passwords import hashed
 from deployerp.domain.plans import Plan
@@ -23,46 +26,119 @@ class Beginning:
 
     organization: Organization
     owner: User
-    # False for somebody who is in other organizations already, and keeps their password.
-    is_new_user: bool
+    # Slugs of the organizations that a known owner was in before; None for a new one.
+    known_in: Sequence[str] | None
     key: ApiKey
     token: str = field(repr=False)
 
 
 async def begin(
-    session: AsyncSession, *, slug: str, name: str, email: str, password: str, plan: Plan
+    session: AsyncSession, *, slug: str, name: str, email: str, password: str | None, plan: Plan
 ) -> Beginning:
-    """Adds them to the transaction; `email` is in lower case. Raises `Conflict` for a slug in use."""
-    password_hash = await hashed(password)
+    """Adds an organization, its owner and its first key to the transaction; `email` is in lower case.
+
+    Without a password the owner is a user already, and keeps theirs. Raises `Conflict` for a slug in use
+    and for a user who is not expected or disabled, `NotFound` for one who is expected and not there.
+    """
+    password_hash = None if password is None else await hashed(password)
     organization = Organization(slug=slug, name=name, plan=plan)
+    await add_organization(session, organization)
+    known_in = None
+    if password_hash is None:
+        owner, known_in = await _known_owner(session, email)
+    else:
+        owner = await _new_owner(session, email, password_hash)
+    await _add_member(session, organization, owner, is_new=known_in is None)
+    key, token = await add_key(session, organization.id, "first key", "admin")
+    return Beginning(organization, owner, known_in, key, token)
+
+
+async def add_organization(session: AsyncSession, organization: Organization) -> None:
+    """Adds it to the transaction. Raises `Conflict` for a slug in use."""
     try:
         async with session.begin_nested():
             session.add(organization)
     except IntegrityError:
+        slug = organization.slug
         raise Conflict(
             f"There is an organization {slug} already: choose another slug, or make a key for it with"
             f" `deployerp keys create --organization {slug}`."
         ) from None
-    known: User | None = await session.scalar(select(User).where(col(User.email) == email))
-    owner = known or User(email=email, name=email.partition("@")[0], password_hash=password_hash)
-    session.add(owner)
-    await session.flush()
-    session.add(Member(organization_id=organization.id, user_id=owner.id, role="owner"))
-    key, token = new_api_key(organization.id, "first key", "admin")
+    deed = _deed("bootstrap", "organization", organization.id, snapshot(organization))
+    await append(session, organization.id, deed)
+
+
+async def add_key(
+    session: AsyncSession, organization_id: UUID, name: str, level: str, expires_at: datetime | None = None
+) -> tuple[ApiKey, str]:
+    """Adds a key to the transaction, and returns it with its token, which exists only here."""
+    key, token = new_api_key(organization_id, name, level, expires_at)
     session.add(key)
     await session.flush()
-    await append(session, organization.id, _deed(organization))
-    return Beginning(organization, owner, known is None, key, token)
+    await append(session, organization_id, _deed("create_api_key", "api_key", key.id, snapshot(key)))
+    return key, token
 
 
-def _deed(organization: Organization) -> Deed:
+async def _add_member(
+    session: AsyncSession, organization: Organization, owner: User, *, is_new: bool
+) -> None:
+    member = Member(organization_id=organization.id, user_id=owner.id, role="owner")
+    session.add(member)
+    await session.flush()
+    # As the API tells it: of the user, with what the membership adds.
+    user, added = snapshot(owner), snapshot(member)
+    del added["id"]
+    deed = _deed("create_user", "user", owner.id, user | added, None if is_new else user)
+    await append(session, organization.id, deed)
+
+
+async def _new_owner(session: AsyncSession, email: str, password_hash: str) -> User:
+    owner = User(email=email, name=email.partition("@")[0], password_hash=password_hash)
+    try:
+        async with session.begin_nested():
+            session.add(owner)
+    except IntegrityError:
+        _, known_in = await _known_owner(session, email)
+        # The admin of any organization can make a user of any address, with a password of their choice.
+        raise Conflict(
+            f"{email} is a user already, in {', '.join(known_in) or 'no organization'}. Whoever made the user"
+            " may know the password: if they are meant all the same, say so with `--existing-user`;"
+            " otherwise choose another address."
+        ) from None
+    return owner
+
+
+async def _known_owner(session: AsyncSession, email: str) -> tuple[User, Sequence[str]]:
+    """A user and the slugs of their organizations."""
+    owner: User | None = await session.scalar(select(User).where(col(User.email) == email))
+    if owner is None:
+        raise NotFound(f"There is no user {email}: make one, without --existing-user.")
+    if owner.disabled_at is not None:
+        raise Conflict(f"{email} is disabled and could not sign in: choose another owner.")
+    slugs = await session.scalars(
+        select(col(Organization.slug))
+        .join(Member, col(Member.organization_id) == col(Organization.id))
+        .where(col(Member.user_id) == owner.id)
+        .order_by(col(Organization.slug))
+    )
+    return owner, slugs.all()
+
+
+def _deed(
+    action: str,
+    resource_type: str,
+    resource_id: UUID,
+    after: Mapping[str, Any],
+    before: Mapping[str, Any] | None = None,
+) -> Deed:
     return Deed(
         actor_type="system",
         actor_id=None,
-        action="bootstrap",
-        resource_type="organization",
-        resource_id=organization.id,
+        action=action,
+        resource_type=resource_type,
+        resource_id=resource_id,
         # There is no request: the entry has an id like those that requests make.
         request_id=uuid4().hex,
-        after=snapshot(organization),
+        before=before,
+        after=after,
     )
