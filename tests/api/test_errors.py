@@ -1,5 +1,7 @@
 """What goes wrong is answered in one shape, with a code, and with nothing that it should not show."""
 
+import asyncio
+import json
 import re
 from collections.abc import AsyncIterator
 from typing import Any
@@ -20,6 +22,7 @@ from deployerp.domain.settings import Settings
 from tests.api.calls import CALLS, DOCUMENT, Call
 from tests.api.contents import everything
 from tests.conftest import ERRORS, Client, Fleet, new_client, open_api
+from tests.serving import listening
 
 JSON = {"Content-Type": "application/json"}
 LIMIT = 2000
@@ -122,6 +125,28 @@ def scope_of(client: Client, method: str, query: bytes) -> dict[str, Any]:
         "client": ("127.0.0.1", 1),
         "server": ("api", 80),
     }
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"BREW / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x02\x00",
+        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_answered_in_the_envelope(settings: Settings, sent: bytes) -> None:
+    async with listening(settings) as address:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        writer.write(sent)
+        async with asyncio.timeout(10):
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    told = json.loads(body)
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert f"content-length: {len(body)}\r\n".encode() in head
+    assert f"x-request-id: {told['meta']['request_id']}".encode() in head
+    assert (told["success"], told["error"]["code"]) == (False, "validation_error")
 
 
 # Bodies.
