@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvicorn
@@ -79,8 +79,8 @@ def serve(
     with_worker: Annotated[bool, typer.Option(help="Run a worker in the same process.")] = False,
 ) -> None:
     """Run the API."""
-    given = {"api_host": host, "api_port": port}
-    settings = Settings.model_validate({name: value for name, value in given.items() if value is not None})
+    given: dict[str, Any] = {"api_host": host, "api_port": port}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
     _prepare(settings)
     # uvloop makes small requests cheaper. The worker's libraries are at home on the other one.
     loop_factory = None if with_worker else uvloop.new_event_loop
@@ -186,7 +186,7 @@ def _prepare(settings: Settings) -> None:
 
 
 async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: bool) -> None:
-    # First of all: images can take minutes, and the process that finds it in use may be one of many.
+    # First of all: images can take minutes, and it is told that the API is there before it listens.
     await embedded.check_free("the API", settings.api_port)
     if images:
         await embedded.provide_images(settings, _note)

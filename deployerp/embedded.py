@@ -55,19 +55,19 @@ class Ports:
 
 
 def embedded_settings(home: Path, ports: Ports) -> Settings:
-    """The settings of an embedded control plane in `home`; what the environment sets is kept."""
+    """The settings of an embedded control plane in `home`; what else the environment sets is kept."""
     home = home.resolve()
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     given = Settings()
     derived = {
-        "home": home,
         "database_url": f"sqlite+aiosqlite:///{home}/deployerp.db",
         "temporal_address": f"127.0.0.1:{ports.temporal}",
         "api_port": ports.api,
         "encryption_keys": [_kept(home / "encryption.key", new_encryption_key)],
     }
     kept = {name: getattr(given, name) for name in given.model_fields_set & derived.keys()}
-    return Settings.model_validate(given.model_dump() | derived | kept)
+    # The home is never the environment's: keys and database of one and the rest of another fit nowhere.
+    return Settings.model_validate(given.model_dump() | derived | kept | {"home": home})
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -137,11 +137,7 @@ def _object_storage(settings: Settings, ports: Ports) -> tuple[list[str], int, d
 async def _service(
     home: Path, name: str, command: Sequence[str], port: int, environment: Mapping[str, str]
 ) -> AsyncIterator[None]:
-    if await _listens(port):
-        raise Unavailable(
-            f"Port {port}, which is for {name}, is in use: another control plane may be running."
-            " Stop it, or choose other ports (see `deployerp dev --help`)."
-        )
+    await check_free(name, port)
     # A parent that is killed takes its services along, where the system can do that.
     with_parent = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
     log = home / f"{name.replace(' ', '-').lower()}.log"
@@ -161,6 +157,15 @@ async def _service(
         yield
     finally:
         await _stop(process)
+
+
+async def check_free(name: str, port: int) -> None:
+    """Raises `Unavailable` when somebody listens already where the part of this name is to."""
+    if await _listens(port):
+        raise Unavailable(
+            f"Port {port}, which is for {name}, is in use: another control plane may be running."
+            " Stop it, or choose other ports (see `deployerp dev --help`)."
+        )
 
 
 async def _until_listening(process: asyncio.subprocess.Process, name: str, port: int, log: Path) -> None:

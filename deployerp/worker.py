@@ -43,8 +43,15 @@ async def open_worker(settings: Settings, interceptors: Sequence[Interceptor] = 
 
     Waits for Temporal as long as it is not there.
     """
+    async with _working(settings, await _reach(settings), interceptors):
+        yield
+
+
+@asynccontextmanager
+async def _working(
+    settings: Settings, temporal: Temporal, interceptors: Sequence[Interceptor] = ()
+) -> AsyncIterator[None]:
     database = open_database(settings.database_url)
-    temporal = await _reach(settings)
     await temporal.ensure_search_attributes()
     sessions = session_factory(database)
     records = Records(sessions, temporal)
@@ -133,8 +140,23 @@ async def _reach(settings: Settings) -> Temporal:
             await asyncio.sleep(_RECONNECT_SECONDS)
 
 
+async def _reach_before(settings: Settings, stop: asyncio.Event) -> Temporal | None:
+    """Temporal; or None when `stop` is set first, also while a server that hangs is asked."""
+    reaching = asyncio.create_task(_reach(settings))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((reaching, stopping), return_when=asyncio.FIRST_COMPLETED)
+        return await reaching if reaching.done() else None
+    finally:
+        reaching.cancel()
+        stopping.cancel()
+
+
 async def run_worker(settings: Settings, stop: asyncio.Event) -> None:
     """Works until `stop` is set, then lets running steps end."""
-    async with open_worker(settings):
+    temporal = await _reach_before(settings, stop)
+    if temporal is None:
+        return
+    async with _working(settings, temporal):
         log.info("worker runs", task_queue=settings.temporal_task_queue)
         await stop.wait()

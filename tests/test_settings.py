@@ -1,5 +1,7 @@
 """Settings come from the environment, say what they are, and show no secret."""
 
+from traceback import format_exception
+
 import pytest
 from pydantic import ValidationError
 
@@ -35,6 +37,20 @@ def test_keys_are_not_shown() -> None:
     key = new_encryption_key()
     settings = Settings.model_validate({"encryption_keys": [key]})
     assert key not in repr(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize("form", ['"{}"', '{{"{}": 1}}', '[["{}"]]'])
+def test_keys_that_are_not_given_as_they_must_be_are_not_shown(
+    monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    key = new_encryption_key()
+    monkeypatch.setenv("DEPLOYERP_ENCRYPTION_KEYS", form.format(key))
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+    told = "".join(format_exception(refused.value))
+    assert key[:8] not in told
+    assert "encryption_keys" in told
+    assert "Input should be a valid" in told
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,14 @@ import asyncpg
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from deployerp.api.answers import encode, meta_of
 from deployerp.api.schemas import ErrorEnvelope
+from deployerp.domain.database import AWAY_STATES, sqlstate_of
 from deployerp.domain.errors import (
     DeployError,
     Forbidden,
@@ -148,7 +149,7 @@ def unexpected(request: Request, error: Exception) -> Response:
 
 def away(error: Exception) -> Unavailable | None:
     """What to say when the database is not there; its own error is in the log."""
-    if isinstance(error, _AWAY) or _sqlstate(error).startswith(_AWAY_STATES):
+    if isinstance(error, _AWAY) or sqlstate_of(error).startswith(AWAY_STATES):
         return Unavailable(
             "The database does not answer: try again in a moment, a change with the same Idempotency-Key."
         )
@@ -165,15 +166,6 @@ _AWAY = (
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
 )
-# PostgreSQL's, in appendix A of its manual: no connection; no room for one more, in memory or on the disk;
-# it stops, has broken down, or does not take connections yet.
-_AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03")
-
-
-def _sqlstate(error: Exception) -> str:
-    """What PostgreSQL calls the error, if it is one of its own."""
-    of_driver = error.orig if isinstance(error, DBAPIError) else error
-    return getattr(of_driver, "sqlstate", None) or ""
 
 
 def _field(location: Sequence[int | str]) -> str:

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 from sqlalchemy import event, text
-from sqlalchemy.exc import DisconnectionError, InternalError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError, DisconnectionError, InternalError, InvalidRequestError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
@@ -37,6 +37,7 @@ from deployerp.domain.base import metadata
 from deployerp.domain.statements import DRIVER
 
 __all__ = [
+    "AWAY_STATES",
     "TENANT_ROLE",
     "TENANT_SETTING",
     "SessionFactory",
@@ -44,11 +45,16 @@ __all__ = [
     "metadata",
     "open_database",
     "session_factory",
+    "sqlstate_of",
     "tenant_transaction",
 ]
 
 # The text of an error goes to logs, and a row's values do not belong there.
 _HIDE_VALUES = True
+
+# PostgreSQL's, in appendix A of its manual: no connection; no room for one more, in memory or on the disk;
+# it stops, has broken down, or does not take connections yet.
+AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03")
 
 # What requests of a tenant are on PostgreSQL, where row level security holds them to their organization.
 TENANT_ROLE = "deployerp_tenant"
@@ -70,6 +76,12 @@ def open_database(url: str) -> AsyncEngine:
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     event.listen(engine.sync_engine, "invalidate", _roll_back)
     return engine
+
+
+def sqlstate_of(error: Exception) -> str:
+    """What PostgreSQL calls an error of its own, through SQLAlchemy or not; nothing for any other."""
+    of_driver = error.orig if isinstance(error, DBAPIError) else error
+    return getattr(of_driver, "sqlstate", None) or ""
 
 
 def _refuse_closed(connection: Any, *_: object) -> None:

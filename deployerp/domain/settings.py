@@ -1,11 +1,27 @@
 """Settings, from environment variables `DEPLOYERP_...`."""
 
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from cryptography.fernet import Fernet
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+_Named = Annotated[str, StringConstraints(min_length=1)]
+_DRIVERS = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
 class TrustedIssuer(BaseModel):
@@ -13,17 +29,50 @@ class TrustedIssuer(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    issuer: str
+    issuer: _Named
     jwks_url: str
-    audience: str
+    audience: _Named
     algorithm: Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"] = "RS256"
     organization_claim: str = "organization"
+    # Slugs; without one it speaks for all. Whoever runs the issuer can sign in as any user of these.
+    organizations: list[_Named] = Field(default_factory=list)
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _cannot_be_changed_on_its_way(cls, url: str) -> str:
+        # Who can put keys of their own into the answer can sign in as anybody.
+        if not _is_safe(url):
+            raise ValueError("must be an https URL; only loopback hosts may have an http one")
+        return url
+
+
+def _is_safe(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        # Reading the port is what checks it.
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return False
+    if not host:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _in_capitals(given: object) -> object:
+    return given.upper() if isinstance(given, str) else given
 
 
 class Settings(BaseSettings):
     """Everything that can be set from outside; each field's description is its documentation."""
 
-    model_config = SettingsConfigDict(env_prefix="DEPLOYERP_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DEPLOYERP_", extra="ignore", hide_input_in_errors=True)
 
     home: Path = Field(Path(".deployerp"), description="Folder of the embedded control plane's state.")
     database_url: str = Field(
@@ -48,7 +97,12 @@ class Settings(BaseSettings):
         description="JSON list of the networks of proxies whose `X-Forwarded-For` is believed.",
     )
     address_requests_per_minute: int = Field(
-        60, ge=1, description="Requests that an address may make in a minute without valid credentials."
+        60,
+        ge=1,
+        description=(
+            "Requests without valid credentials that an address may make in a minute; and as many credentials"
+            " that are no good, and as many tries to sign in."
+        ),
     )
     access_token_minutes: int = Field(15, ge=1, le=1440, description="How long an access token is good.")
     refresh_token_days: int = Field(30, ge=1, le=365, description="How long a refresh token is good.")
@@ -57,7 +111,9 @@ class Settings(BaseSettings):
     trusted_issuers: list[TrustedIssuer] = Field(
         default_factory=list,
         description="JSON list of other issuers whose access tokens are taken: `issuer`, `jwks_url`,"
-        " `audience`, `algorithm` (one, e.g. `RS256`), `organization_claim` (slug or id; `organization`).",
+        " `audience`, `algorithm` (one, e.g. `RS256`), `organization_claim` (slug or id; `organization`),"
+        " `organizations` (slugs; `[]` is all). Whoever runs an issuer can sign in as any user of those"
+        " organizations. `jwks_url` is https, or http on a loopback host.",
     )
     instance_domain: str = Field(
         "localhost", description="Domain under which instances get their host name, `<slug>.<domain>`."
@@ -91,7 +147,45 @@ class Settings(BaseSettings):
     event_retention_days: float = Field(
         30, ge=1, description="How long events, and what was delivered of them, are kept."
     )
-    log_level: str = Field("INFO", description="Log level: DEBUG, INFO, WARNING, ERROR.")
+    log_level: Annotated[LogLevel, BeforeValidator(_in_capitals)] = Field(
+        "INFO", description="Log level: DEBUG, INFO, WARNING, ERROR, CRITICAL."
+    )
+
+    # Their errors hold no value: a URL has a password in it, and what is not quite a key may be one.
+
+    @field_validator("database_url")
+    @classmethod
+    def _leads_to_a_database(cls, url: str) -> str:
+        if not url.startswith(_DRIVERS):
+            raise ValueError(f"must begin with {' or '.join(_DRIVERS)}")
+        try:
+            port = make_url(url).port
+        except (ArgumentError, ValueError):
+            raise ValueError("must be a URL that SQLAlchemy can read") from None
+        if port is not None and not 0 < port < 65536:
+            raise ValueError("must have a port between 1 and 65535, or none")
+        return url
+
+    @field_validator("encryption_keys")
+    @classmethod
+    def _can_seal(cls, keys: list[SecretStr]) -> list[SecretStr]:
+        for key in keys:
+            try:
+                Fernet(key.get_secret_value())
+            except ValueError:
+                raise ValueError(
+                    "must hold Fernet keys only (`deployerp keys encryption` makes one)"
+                ) from None
+        return keys
+
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _name_each_issuer_once(cls, trusted: list[TrustedIssuer]) -> list[TrustedIssuer]:
+        names = [each.issuer for each in trusted]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"must have each `issuer` once, and has several of {', '.join(twice)}")
+        return trusted
 
     def odoo_image_for(self, version: str) -> str:
         return self.odoo_image.format(version=version)

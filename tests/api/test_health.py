@@ -1,9 +1,12 @@
 """Whether the API says that it can do its work."""
 
 import time
+from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from tests.conftest import free_port, open_api
 
@@ -22,3 +25,29 @@ async def test_it_is_alive_and_not_ready_without_temporal(settings: Settings) ->
         assert time.monotonic() - started < 4
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
         assert (await http.get("/healthz")).status_code == 200
+
+
+async def is_ready(http) -> bool:
+    answer = await http.get("/readyz")
+    if answer.status_code == 200:
+        return True
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (503, "unavailable")
+    assert error["message"] == "The database has no or an old schema: run `deployerp migrate`."
+    return False
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_it_is_not_ready_on_an_empty_database(settings: Settings, tmp_path: Path) -> None:
+    empty = {"database_url": f"sqlite+aiosqlite:///{tmp_path}/empty.db"}
+    async with open_api(settings.model_copy(update=empty)) as http:
+        assert not await is_ready(http)
+
+
+async def test_it_is_not_ready_on_the_schema_of_an_older_version(http, sessions: SessionFactory) -> None:
+    # That of a newer version is there before the processes of this one have been replaced.
+    for revision, ready in (("0001", False), ("0004", False), ("9999", True), (None, False)):
+        change = f"UPDATE alembic_version SET version_num = '{revision}'"
+        async with sessions() as session, session.begin():
+            await session.execute(text(change if revision else "DELETE FROM alembic_version"))
+        assert await is_ready(http) is ready
