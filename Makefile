@@ -9,7 +9,8 @@ READY := .venv/.ready
 LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help demo test fuzz lint types dev bench bench-api bench-webhooks openapi docs histories lock clean distclean
+.PHONY: help demo test fuzz lint types dev bench bench-api bench-webhooks chaos-small openapi docs histories \
+	screenshots lock clean distclean
 
 help: ## List what can be done
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -56,6 +57,10 @@ bench-webhooks: $(READY) ## Measure deliveries beside bare POSTs (QUICK=1 tries 
 	scripts/system-packages postgres
 	$(BIN)/python bench/webhooks.py $(if $(QUICK),--quick)
 
+chaos-small: $(READY) ## Order 100 operations while all is killed and frozen, then audit (SEED=7, or SEEDS="1 2 3")
+	scripts/system-packages postgres
+	$(BIN)/python -m tests.chaos $(or $(SEED),$(SEEDS),1 2 3)
+
 openapi: $(READY) ## Write openapi.json
 	$(BIN)/python docs/openapi.py
 
@@ -64,6 +69,10 @@ docs: $(READY) ## Write the pages that come from the code
 
 histories: $(READY) ## Record the workflow histories that the tests replay
 	$(BIN)/python -m tests.workflows.record_histories
+
+screenshots: $(READY) ## Take the pictures of Temporal's UI that the documentation shows
+	scripts/system-packages chromium
+	$(BIN)/python -m tests.workflows.take_screenshots
 
 lock: ## Pin the dependencies of pyproject.toml
 	$(LOCK) --extra dev --extra embedded --output-file requirements-dev.lock pyproject.toml
