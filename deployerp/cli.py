@@ -23,7 +23,7 @@ from deployerp import demo as demonstration
 from deployerp import embedded, failures
 from deployerp.api.app import create_app
 from deployerp.api.serving import Server
-from deployerp.domain import logs
+from deployerp.domain import beginnings, logs
 from deployerp.domain.audit_verification import Broken, verify
 from deployerp.domain.beginnings import add_key, add_organization
 from deployerp.domain.database import SessionFactory, open_database, session_factory
@@ -32,14 +32,18 @@ from deployerp.domain.names import Name, Slug
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import LEVELS
 from deployerp.domain.plans import PLANS
+from deployerp.domain.resealing import Resealed, reseal
 from deployerp.domain.secrets import Vault, new_encryption_key
 from deployerp.domain.settings import Settings
+from deployerp.domain.users import Email
 from deployerp.migrations import configuration
 from deployerp.worker import run_worker
 
 app = typer.Typer(help="The control plane for fleets of Odoo.", no_args_is_help=True, add_completion=False)
 keys = typer.Typer(help="API keys and encryption keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+users = typer.Typer(help="Users.", no_args_is_help=True)
+app.add_typer(users, name="users")
 audit = typer.Typer(help="The audit log.", no_args_is_help=True)
 app.add_typer(audit, name="audit")
 
@@ -120,16 +124,15 @@ def bootstrap(
     name: Annotated[str | None, typer.Option(help="Its name; by default the slug.")] = None,
     plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "enterprise",
     existing_user: Annotated[
-        bool, typer.Option("--existing-user", help="The owner is a user already, and keeps their password.")
+        bool, typer.Option("--existing-user", help="The owner is a user already, and keeps the password.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Tell what was made as one JSON object.")] = False,
     home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
 ) -> None:
     """Make an organization, its owner and its first key, and show the key, this once.
 
-    The owner's password comes from DEPLOYERP_BOOTSTRAP_PASSWORD or is asked for; where nobody is there to
-    be asked it is made up and shown. Somebody who is a user already becomes the owner only with
-    --existing-user, because whoever made that user may know the password.
+    A new owner chooses a password with the one-time token that is shown. Somebody who is a user already
+    becomes the owner only with --existing-user.
     """
     settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
     bootstrapping.run(
@@ -143,9 +146,28 @@ def bootstrap(
     )
 
 
+@users.command("reset-password")
+def reset_password(
+    organization: Annotated[str, typer.Option(help="Slug of an organization of the user.")],
+    email: Annotated[str, typer.Option(help="E-mail address of the user.")],
+    home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
+) -> None:
+    """Make a one-time token with which a user chooses a new password, and show it, this once.
+
+    For users whom no admin may reset: those whose e-mail address is verified. Check who asks for it.
+    """
+    settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
+    address = bootstrapping.checked(Email, email, "--email")
+    typer.echo(asyncio.run(_reset_password(settings, organization, address)))
+    _note(bootstrapping.how_to_set_password())
+
+
 @keys.command("create")
 def create_key(
-    organization: Annotated[str, typer.Option(help="Slug of the organization; a new one is made.")],
+    organization: Annotated[str, typer.Option(help="Slug of the organization.")],
+    create: Annotated[
+        bool, typer.Option("--create", help="Make the organization, without limits, if it is not there.")
+    ] = False,
     name: Annotated[str, typer.Option(help="What the key is for.")] = "first key",
     level: Annotated[str, typer.Option(help=f"One of {', '.join(LEVELS)}.")] = "admin",
     days: Annotated[
@@ -159,13 +181,31 @@ def create_key(
     settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
     name = bootstrapping.checked(Name, name, "--name")
-    typer.echo(asyncio.run(_create_key(settings, organization, name, level, expires_at)))
+    typer.echo(asyncio.run(_create_key(settings, organization, create, name, level, expires_at)))
 
 
 @keys.command("encryption")
 def make_encryption_key() -> None:
     """Make a key for DEPLOYERP_ENCRYPTION_KEYS."""
     typer.echo(new_encryption_key())
+
+
+@keys.command("reseal")
+def reseal_secrets(
+    home: Annotated[Path | None, typer.Option(help="Use the embedded control plane of this folder.")] = None,
+) -> None:
+    """Seal every secret in the database with the first key of DEPLOYERP_ENCRYPTION_KEYS.
+
+    Can be stopped and run again at any time. The exit status is 1 where a secret opens with none of the keys.
+    """
+    settings = embedded.embedded_settings(home, _PORTS) if home else Settings()
+    reports = asyncio.run(_reseal(settings))
+    for report in reports:
+        unreadable = f", {report.unreadable} open with no configured key" if report.unreadable else ""
+        typer.echo(f"{report.table}: {report.resealed} resealed, {report.current} were current{unreadable}")
+    if any(report.unreadable for report in reports):
+        _note("error: add the missing key to DEPLOYERP_ENCRYPTION_KEYS, and run this again.")
+        sys.exit(1)
 
 
 @audit.command("verify")
@@ -194,7 +234,8 @@ async def _dev(settings: Settings, ports: embedded.Ports, reload: bool, images: 
         await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
         _note(f"API         http://127.0.0.1:{settings.api_port}/playground")
         _note(f"Temporal UI http://127.0.0.1:{ports.temporal_ui}")
-        make_key = [_own_program(), "keys", "create", "--organization", "demo", "--home", str(settings.home)]
+        make_key = [_own_program(), "keys", "create", "--organization", "demo", "--create"]
+        make_key += ["--home", str(settings.home)]
         _note(f"A key       {shlex.join(make_key)}")
         if reload:
             await _reloading(settings)
@@ -256,12 +297,17 @@ async def _work(settings: Settings) -> None:
 
 
 async def _create_key(
-    settings: Settings, slug: str, name: str, level: str, expires_at: datetime | None
+    settings: Settings, slug: str, create: bool, name: str, level: str, expires_at: datetime | None
 ) -> str:
     database = open_database(settings.database_url)
     try:
         async with session_factory(database)() as session, session.begin():
             organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
+            if organization is None and not create:
+                raise NotFound(
+                    f"There is no organization {slug!r}: check --organization,"
+                    " or make it with `deployerp bootstrap`."
+                )
             if organization is None:
                 # Only of a new one: those that are there may have begun under another rule.
                 slug = bootstrapping.checked(Slug, slug, "--organization")
@@ -270,6 +316,24 @@ async def _create_key(
                 await add_organization(session, organization)
             _, token = await add_key(session, organization.id, name, level, expires_at)
             return token
+    finally:
+        await database.dispose()
+
+
+async def _reset_password(settings: Settings, slug: str, email: str) -> str:
+    database = open_database(settings.database_url)
+    try:
+        async with session_factory(database)() as session, session.begin():
+            return await beginnings.reset_password(session, slug, email)
+    finally:
+        await database.dispose()
+
+
+async def _reseal(settings: Settings) -> list[Resealed]:
+    vault = Vault(settings.encryption_keys)
+    database = open_database(settings.database_url)
+    try:
+        return await reseal(session_factory(database), vault)
     finally:
         await database.dispose()
 

@@ -212,23 +212,23 @@ class _Demo:
         options = [f"--port={ports.api}", f"--temporal-port={ports.temporal}"]
         options += [f"--ui-port={ports.temporal_ui}", f"--storage-port={ports.object_storage}"]
         # The receiver is on loopback, which webhooks do not reach unless an operator says so.
-        environment = os.environ | {"DEPLOYERP_WEBHOOK_ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
+        environment = os.environ | {"DEPLOYERP_ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
         with (settings.home / "control-plane.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command, "dev", "--no-images", f"--home={settings.home}", *options,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, env=environment,
                 start_new_session=True,
             )  # fmt: skip
-        if self.keep:
-            (settings.home / "control-plane.pid").write_text(str(process.pid))
-        else:
+        # Also of one that is to be ended here: a demo that is killed leaves it to `make clean`.
+        (settings.home / "control-plane.pid").write_text(str(process.pid))
+        if not self.keep:
             self.running.push_async_callback(_end, process)
         session = await self.running.enter_async_context(aiohttp.ClientSession())
         base = f"http://127.0.0.1:{ports.api}"
         await _until_ready(session, base, process)
         tell(f"API {base}, Temporal UI http://127.0.0.1:{ports.temporal_ui}")
         made = await asyncio.create_subprocess_exec(
-            *command, "keys", "create", "--organization=demo", f"--home={settings.home}",
+            *command, "keys", "create", "--organization=demo", "--create", f"--home={settings.home}",
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         output, _ = await made.communicate()

@@ -12,27 +12,34 @@ from temporalio.worker import Interceptor, Worker
 from deployerp.activities.hosts import Hosts
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.interceptor import ActivityInterceptor
+from deployerp.activities.nodes import Nodes
 from deployerp.activities.operations import OperationActivities
+from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
+from deployerp.activities.server_instances import ServerInstanceActivities
 from deployerp.activities.servers import ServerActivities
 from deployerp.activities.webhook_deliveries import WebhookActivities
-from deployerp.domain.database import SessionFactory, open_database, session_factory
+from deployerp.domain.database import open_database, session_factory
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.drivers.http import WebhookSender
 from deployerp.drivers.libcloud import LibcloudClouds
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
-from deployerp.workflows import instances, servers, webhook_deliveries
-from deployerp.workflows.operations import Sweep
+from deployerp.workflows import instances, servers, sweep, webhook_deliveries
 
 log = structlog.get_logger()
 
-_OPERATION_WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, Sweep)
+_OPERATION_WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, *sweep.WORKFLOWS)
 WORKFLOWS = (*_OPERATION_WORKFLOWS, *webhook_deliveries.WORKFLOWS)
-# A step waits most of its time; an SSH connection each is what bounds them.
+# A step waits most of its time; those on one server share its SSH connection.
 _STEPS_AT_ONCE = 100
 # Turns of as many webhook endpoints: what is slow is their receivers.
-_TURNS_AT_ONCE = 200
+_TURNS_AT_ONCE = 500
+# Temporal gives up on a workflow task after ten seconds, and all of them share one core: of many at once, as
+# they come when a worker starts, each would take longer, be given up and begin anew, without end.
+_WORKFLOW_TASKS_AT_ONCE = 8
+# Of endpoints that fail: however many there are, they leave most of the process to those that work.
+_FAILING_TURNS_AT_ONCE, _FAILING_WORKFLOW_TASKS_AT_ONCE = 16, 2
 _RECONNECT_SECONDS = 1.0
 _GRACE = timedelta(seconds=10)
 
@@ -55,29 +62,49 @@ async def _working(
     await temporal.ensure_search_attributes()
     sessions = session_factory(database)
     records = Records(sessions, temporal)
+    vault = Vault(settings.encryption_keys)
+    clouds = LibcloudClouds({"docker": {"image": settings.node_image}}, settings.allowed_networks)
+    nodes = Nodes(records, clouds, vault)
+    hosts = Hosts(vault, nodes)
     all_interceptors = [ActivityInterceptor(records), *interceptors]
     operations = _worker(
         temporal,
         settings.temporal_task_queue,
         _OPERATION_WORKFLOWS,
-        _operation_activities(settings, sessions, records, temporal),
+        [
+            records,
+            OperationActivities(sessions, records, temporal, settings, NodeReaper(sessions, clouds, vault)),
+            ServerActivities(records, nodes, hosts, vault, settings),
+            ServerInstanceActivities(records, hosts, temporal),
+            InstanceActivities(records, hosts, vault, settings),
+        ],
         all_interceptors,
         at_once=_STEPS_AT_ONCE,
     )
+    sending = WebhookActivities(sessions, vault, _sender(settings), temporal, settings)
     webhooks = _worker(
         temporal,
         webhook_task_queue(settings.temporal_task_queue),
         webhook_deliveries.WORKFLOWS,
-        [WebhookActivities(sessions, Vault(settings.encryption_keys), _sender(settings), temporal, settings)],
+        [sending],
         all_interceptors,
         at_once=_TURNS_AT_ONCE,
     )
+    failing_webhooks = _worker(
+        temporal,
+        webhook_task_queue(settings.temporal_task_queue, failing=True),
+        webhook_deliveries.WORKFLOWS,
+        [sending],
+        all_interceptors,
+        at_once=_FAILING_TURNS_AT_ONCE,
+        workflow_tasks_at_once=_FAILING_WORKFLOW_TASKS_AT_ONCE,
+    )
     try:
-        async with operations, webhooks:
-            # Its first run is at once.
-            await temporal.ensure_sweep_schedule(timedelta(seconds=settings.sweep_seconds))
+        async with operations, webhooks, failing_webhooks:
+            await temporal.ensure_sweep()
             yield
     finally:
+        await hosts.close()
         await database.dispose()
 
 
@@ -89,6 +116,7 @@ def _worker(
     interceptors: Sequence[Interceptor],
     *,
     at_once: int,
+    workflow_tasks_at_once: int = _WORKFLOW_TASKS_AT_ONCE,
 ) -> Worker:
     return Worker(
         temporal.client,
@@ -97,25 +125,12 @@ def _worker(
         activities=[activity for group in groups for activity in activities_of(group)],
         interceptors=interceptors,
         max_concurrent_activities=at_once,
+        max_concurrent_workflow_tasks=workflow_tasks_at_once,
         # A cancellation reaches a step with the answer to a heartbeat, so answers must come often.
         max_heartbeat_throttle_interval=timedelta(seconds=2),
         default_heartbeat_throttle_interval=timedelta(seconds=2),
         graceful_shutdown_timeout=_GRACE,
     )
-
-
-def _operation_activities(
-    settings: Settings, sessions: SessionFactory, records: Records, temporal: Temporal
-) -> list[object]:
-    vault = Vault(settings.encryption_keys)
-    hosts = Hosts(vault)
-    clouds = LibcloudClouds({"docker": {"image": settings.node_image}})
-    return [
-        records,
-        OperationActivities(sessions, records, temporal, settings),
-        ServerActivities(records, clouds, hosts, vault, settings),
-        InstanceActivities(records, hosts, vault, settings),
-    ]
 
 
 def activities_of(group: object) -> list[Callable[..., Any]]:
@@ -125,7 +140,7 @@ def activities_of(group: object) -> list[Callable[..., Any]]:
 
 
 def _sender(settings: Settings) -> WebhookSender:
-    return WebhookSender(settings.webhook_allowed_networks, settings.webhook_timeout_seconds)
+    return WebhookSender(settings.allowed_networks, settings.webhook_timeout_seconds)
 
 
 async def _reach(settings: Settings) -> Temporal:

@@ -27,6 +27,7 @@ from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.database import SessionFactory, open_database, session_factory
 from deployerp.domain.errors import tree
 from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
+from deployerp.domain.operations import Operation
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level
 from deployerp.domain.plans import Plan
@@ -154,7 +155,7 @@ def settings_for(database_url: str, temporal_address: str, home: Path) -> Settin
             "temporal_task_queue": f"test-{uuid.uuid4().hex}",
             "encryption_keys": [new_encryption_key()],
             "sweep_seconds": 1,
-            "webhook_allowed_networks": ["127.0.0.0/8"],
+            "allowed_networks": ["127.0.0.0/8"],
             # All tests come from one address.
             "address_requests_per_minute": 1_000_000,
         }
@@ -315,14 +316,10 @@ class Fleet:
         return order
 
     async def order(self, operation_id: str) -> OperationOrder:
-        told = await self.client.data("GET", f"/v1/operations/{operation_id}")
-        return OperationOrder(
-            operation_id,
-            str(self.client.organization_id),
-            told["resourceType"],
-            told["resourceId"],
-            told["action"],
-        )
+        async with self.records._sessions() as session:
+            operation = await session.get(Operation, uuid.UUID(operation_id))
+        assert operation is not None
+        return operation.order
 
 
 @pytest.fixture

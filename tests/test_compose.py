@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from docker.utils.build import exclude_paths
 from typer.main import get_command
 
 from deployerp.cli import app
@@ -183,3 +184,14 @@ def test_the_schema_script_sets_both_databases_up(tmp_path: Path) -> None:
         f"{asked} temporal_visibility setup-schema -v 0.0",
         f"{asked} temporal_visibility update-schema -d {schema}/visibility/versioned",
     ]
+
+
+@pytest.mark.fault("25")
+def test_the_builder_of_the_image_gets_every_file_that_it_copies() -> None:
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    patterns = [line for line in ignored if line and not line.startswith("#")]
+    context = exclude_paths(str(ROOT), patterns)  # type: ignore[no-untyped-call]
+    copies = re.findall(r"^COPY (?!--from)(.+) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {source for copy in copies for source in copy.split()}
+    assert "requirements-build.lock" in sources
+    assert sources <= context

@@ -56,6 +56,16 @@ def test_links_lead_somewhere(path: Path) -> None:
             assert (path.parent / target.partition("#")[0]).exists(), target
 
 
+@pytest.mark.fault("16")
+def test_pictures_are_small_and_shown() -> None:
+    pictures = sorted((DOCS / "images").iterdir())
+    pages = "".join(path.read_text() for path in EVERY_PAGE)
+    assert pictures
+    for picture in pictures:
+        assert picture.stat().st_size < 150_000, f"{picture.name} is too large"
+        assert f"images/{picture.name})" in pages, f"no page shows {picture.name}"
+
+
 def test_every_decision_is_in_the_index() -> None:
     decisions = DOCS / "adr"
     listed = re.findall(r"\((\d{4}-[\w-]+\.md)\)", (decisions / "README.md").read_text())

@@ -28,9 +28,10 @@ def environment(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEPLOYERP_DATABASE_URL", settings.database_url)
 
 
-async def create(*options: str, organization: str = "acme") -> Result:
+async def create(*options: str, organization: str = "acme", new: bool = True) -> Result:
     # It runs a loop of its own.
     command = ["keys", "create", "--organization", organization, *options]
+    command += ["--create"] if new else []
     return await asyncio.to_thread(CliRunner().invoke, app, command)
 
 
@@ -112,3 +113,15 @@ async def test_an_organization_that_is_there_keeps_a_slug_of_older_rules(session
         session.add(Organization(name="Old", slug="Old_One"))
     await token(organization="Old_One")
     assert len(await rows(sessions, Organization)) == len(await rows(sessions, ApiKey)) == 1
+
+
+@pytest.mark.fault("21")
+@one_database
+async def test_a_key_for_an_unknown_organization_is_refused(sessions: SessionFactory) -> None:
+    await token()
+    result = await create(organization="acem", new=False)
+    assert result.exit_code == 1
+    assert "no organization 'acem'" in str(result.exception)
+    assert "deployerp bootstrap" in str(result.exception)
+    assert len(await rows(sessions, Organization)) == len(await rows(sessions, ApiKey)) == 1
+    assert (await create(organization="acme", new=False)).exit_code == 0

@@ -24,7 +24,7 @@ def test_the_environment_of_another_process_gives_it_the_same_settings(
         {
             "encryption_keys": [new_encryption_key(), new_encryption_key()],
             "odoo_versions": ["18.0", "19.0"],
-            "webhook_allowed_networks": ["10.0.0.0/8", "fd00::/8"],
+            "allowed_networks": ["10.0.0.0/8", "fd00::/8"],
             "sweep_seconds": 2.5,
         }
     )
@@ -59,7 +59,14 @@ def test_keys_that_are_not_given_as_they_must_be_are_not_shown(
         ("sweep_seconds", "0"),
         ("api_port", "70000"),
         ("odoo_versions", "19.0"),
-        ("webhook_allowed_networks", '["x"]'),
+        ("allowed_networks", '["x"]'),
+        *(
+            ("cors_origins", f'["{origin}"]')
+            for origin in (
+                *("https://app.example.com/", "app.example.com", "https://App.example.com", "null", ""),
+                *("https://a.example/path", "https://*.example.com", "ftp://a.example", "https://a:b@c.d"),
+            )
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(

@@ -119,7 +119,7 @@ def test_an_api_that_cannot_listen_lets_its_worker_end(
         ("api_port", "secret", "Input should be a valid integer, unable to parse string as an integer"),
         ("log_level", "secret", "Input should be 'DEBUG', 'INFO', 'WARNING', 'ERROR' or 'CRITICAL'"),
         (
-            "webhook_allowed_networks",
+            "allowed_networks",
             '["10.0.0.0/8", "secret"]',
             "1: Input is not a valid IPv4 network; 1: Input is not a valid IPv6 network",
         ),

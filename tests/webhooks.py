@@ -4,7 +4,7 @@ import asyncio
 import base64
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -29,8 +29,8 @@ from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secr
 VAULT = Vault([SecretStr(new_encryption_key())])
 SECRET = new_webhook_secret()
 
-Respond = Callable[[int], web.Response | float | tuple[float, web.Response]]
-"""What a receiver does at its n-th request: an answer, seconds of silence before one, or both."""
+Respond = Callable[[int], web.Response | float | tuple[float, web.Response] | Awaitable[web.Response]]
+"""What a receiver does at its n-th request: an answer, seconds of silence before one, both, or a wait."""
 
 
 @dataclass
@@ -83,6 +83,8 @@ async def receiving(respond: Respond) -> AsyncIterator[Receiver]:
             response = respond(len(receiver.requests))
             if isinstance(response, web.Response):
                 return response
+            if isinstance(response, Awaitable):
+                return await response
             seconds, answer = response if isinstance(response, tuple) else (response, web.Response())
             await asyncio.sleep(seconds)
             return answer

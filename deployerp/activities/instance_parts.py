@@ -1,11 +1,12 @@
 """What an instance is made of on its server: names, labels and the specifications of its containers."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deployerp.domain.instances import Instance
 from deployerp.drivers import odoo as rules
-from deployerp.drivers.containers import ContainerSpec
+from deployerp.drivers.containers import ContainerSpec, ContainerState
 
 INSTANCE_LABEL = "deployerp.instance"
 PREPARED_LABEL = "deployerp.prepared"
@@ -37,6 +38,7 @@ class Parts:
     labels: dict[str, str]
     images: Images
     volumes: Volumes
+    capacity: rules.Capacity
 
     @property
     def network(self) -> str:
@@ -44,11 +46,11 @@ class Parts:
 
     @property
     def postgres(self) -> str:
-        return f"{self.prefix}-postgres"
+        return _postgres_name(self.prefix)
 
     @property
     def odoo(self) -> str:
-        return f"{self.prefix}-odoo-{COLOUR}"
+        return _odoo_name(self.prefix)
 
     def postgres_spec(self, environment: dict[str, str] | None = None) -> ContainerSpec:
         """`environment` is what the image needs to make a new cluster; a copied one needs nothing."""
@@ -61,6 +63,7 @@ class Parts:
             aliases=[rules.POSTGRES_ALIAS],
             volumes={self.volumes.pgdata: PGDATA},
             restart_policy="unless-stopped",
+            shared_memory_bytes=self.capacity.shared_memory_bytes,
             # A smart shutdown waits for its clients for as long as it takes to save a large cache.
             stop_timeout=60,
         )
@@ -91,13 +94,37 @@ def instance_labels(instance_id: object) -> dict[str, str]:
     return {INSTANCE_LABEL: str(instance_id)}
 
 
+def containers_of(instance: Instance) -> tuple[str, str]:
+    """The names of Odoo's container and of its PostgreSQL's, in the order in which they are stopped.
+
+    The other way round Odoo would see its database vanish.
+    """
+    prefix = _prefix_of(instance)
+    return _odoo_name(prefix), _postgres_name(prefix)
+
+
+def status_of_containers(instance: Instance, containers: Sequence[ContainerState]) -> str:
+    """The status of an instance whose containers are seen like this."""
+    states = {container.name: container.state for container in containers}
+    both = {states.get(name) for name in containers_of(instance)}
+    if both == {"running"}:
+        return "running"
+    return "stopped" if both <= {"exited", "created"} else "failed"
+
+
+def odoo_container(instance: Instance) -> str:
+    """The name of the container that runs the instance's Odoo."""
+    return _odoo_name(_prefix_of(instance))
+
+
 def parts_of(instance: Instance, images: Images) -> Parts:
-    prefix = f"deployerp-{instance.id}"
+    prefix = _prefix_of(instance)
     return Parts(
         prefix=prefix,
         labels=instance_labels(instance.id),
         images=images,
         volumes=Volumes(f"{prefix}-pgdata", f"{prefix}-filestore"),
+        capacity=rules.CAPACITIES[instance.environment_type],
     )
 
 
@@ -114,5 +141,18 @@ def preparation_of(instance: Instance, images: Images, image_ids: tuple[str, ...
         labels=instance_labels(instance.id) | {PREPARED_LABEL: prefix},
         images=images,
         volumes=Volumes(f"{prefix}-pgdata", f"{prefix}-filestore"),
+        capacity=rules.CAPACITIES[instance.environment_type],
     )
     return parts, f"{prefix}-complete"
+
+
+def _prefix_of(instance: Instance) -> str:
+    return f"deployerp-{instance.id}"
+
+
+def _odoo_name(prefix: str) -> str:
+    return f"{prefix}-odoo-{COLOUR}"
+
+
+def _postgres_name(prefix: str) -> str:
+    return f"{prefix}-postgres"

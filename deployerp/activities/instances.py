@@ -1,5 +1,6 @@
 """The steps of operations on instances; each looks at the world first, so each can be repeated."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -8,13 +9,31 @@ import aiohttp
 from temporalio import activity
 
 from deployerp.activities import prepared_databases
-from deployerp.activities.hosts import Hosts, bring_image
-from deployerp.activities.instance_parts import Images, Parts, instance_labels, parts_of
+from deployerp.activities.crashes import Watch, program
+from deployerp.activities.disks import naming_full_disks
+from deployerp.activities.hosts import Hosts
+from deployerp.activities.instance_parts import (
+    Images,
+    Parts,
+    containers_of,
+    instance_labels,
+    parts_of,
+    status_of_containers,
+)
 from deployerp.activities.interceptor import tell
+from deployerp.activities.ports import naming_holders
 from deployerp.activities.prepared_databases import SUPERUSER, run_sql, start_postgres
+from deployerp.activities.recorded_images import (
+    bring_images,
+    check_major,
+    chosen_images,
+    recorded_images,
+    references,
+)
 from deployerp.activities.records import Records
+from deployerp.activities.routes import route_of, scheme_of, url_of
 from deployerp.activities.waiting import until_it_answers
-from deployerp.domain.errors import CommandFailed, NotHealthy
+from deployerp.domain.errors import NodeGone, NotHealthy
 from deployerp.domain.instances import Instance, open_env_vars
 from deployerp.domain.messages import OperationOrder
 from deployerp.domain.secrets import Vault
@@ -24,9 +43,11 @@ from deployerp.drivers import caddy, odoo
 from deployerp.drivers.containers import ContainerSpec
 from deployerp.drivers.engine import Engine
 from deployerp.drivers.host import Host
+from deployerp.drivers.uninterrupted import uninterrupted
 
 _START_SECONDS = 180
 _PROXY_SECONDS = 30
+_OTHER_STEP_SECONDS = 0.5
 
 
 @dataclass
@@ -51,9 +72,19 @@ class InstanceActivities:
 
     @activity.defn
     async def pull_images(self, order: OperationOrder) -> None:
+        """Brings the images that the instance runs, and records them; its deploy chooses them.
+
+        Raises `ImageUnavailable`, `ImageRefused`.
+        """
         async with self._site(order) as site:
-            for image in (site.parts.images.postgres, site.parts.images.odoo):
-                await bring_image(site.host, image)
+            instance, engine = site.instance, site.engine
+            recorded = recorded_images(instance) if instance.deployed_at else None
+            wanted = recorded or await chosen_images(engine, instance, self._set_images(instance))
+            images = await bring_images(site.host, wanted)
+            if images.postgres != wanted.postgres:
+                await check_major(engine, parts_of(instance, await references(engine, images)))
+            if images != recorded:
+                await self._records.note(order, instance, **images.columns())
         tell("They are there")
 
     @activity.defn
@@ -83,7 +114,7 @@ class InstanceActivities:
     async def start_postgres(self, order: OperationOrder) -> None:
         async with self._site(order) as site:
             await site.engine.ensure_container(site.parts.postgres_spec())
-            await start_postgres(site.engine, site.parts)
+            await start_postgres(site.host, site.engine, site.parts, self._secrets(site.instance))
 
     @activity.defn
     async def personalise_database(self, order: OperationOrder) -> None:
@@ -97,8 +128,10 @@ class InstanceActivities:
                 return
             url = url_of(instance, site.server)
             admin_password = self._vault.open(instance.sealed_admin_password)
-            await run_sql(site.engine, site.parts, odoo.personalise_sql(admin_password, url))
-            await self._records.note(instance, url=url)
+            # To hash the password takes long enough to keep the worker from its heartbeats.
+            statements = await uninterrupted(asyncio.to_thread(odoo.personalise_sql, admin_password, url))
+            await run_sql(site.engine, site.parts, statements)
+            await self._records.note(order, instance, url=url)
 
     @activity.defn
     async def start_odoo(self, order: OperationOrder) -> None:
@@ -108,11 +141,15 @@ class InstanceActivities:
 
     @activity.defn
     async def wait_for_odoo(self, order: OperationOrder) -> None:
-        """Waits until the engine runs Odoo and it answers. Raises `NotHealthy`, `CommandFailed`."""
+        """Waits until the engine runs Odoo and it answers.
+
+        Raises `NotHealthy`, `ContainerFailed`, `DiskFull`.
+        """
         async with self._site(order) as site:
+            watch = self._watch(site)
 
             async def look() -> None:
-                address = await _address(site)
+                address = await _address(site, watch)
                 socket = await site.host.forward_port(address, odoo.HTTP_PORT)
                 async with aiohttp.UnixConnector(socket) as connector:
                     await odoo.check_health(connector)
@@ -123,16 +160,21 @@ class InstanceActivities:
     async def create_route(self, order: OperationOrder) -> None:
         async with self._site(order) as site, self._proxy(site.host) as proxy:
             await site.engine.connect_network(caddy.NAME, site.parts.network)
-            await proxy.ensure_route(_route(site))
+            await proxy.ensure_route(route_of(site.instance))
 
     @activity.defn
     async def check_login(self, order: OperationOrder) -> None:
-        """Opens the login page through the proxy, as a browser would. Raises `NotHealthy`."""
+        """Opens the login page through the proxy, as a browser would.
+
+        Raises `NotHealthy`, `ContainerFailed`, `DiskFull`.
+        """
         async with self._site(order) as site:
-            scheme = _scheme(site.instance)
+            watch = self._watch(site)
+            scheme = scheme_of(site.instance)
             socket = await site.host.forward_port("127.0.0.1", 443 if scheme == "https" else 80)
 
             async def look() -> None:
+                await watch.look(site.parts.postgres, site.parts.odoo)
                 async with aiohttp.UnixConnector(socket) as connector:
                     await odoo.check_login(
                         connector, f"{scheme}://{site.instance.hostname}", site.instance.hostname
@@ -143,18 +185,25 @@ class InstanceActivities:
 
     @activity.defn
     async def stop_containers(self, order: OperationOrder) -> None:
-        """Stops Odoo, then its PostgreSQL: the other way round Odoo would see its database vanish."""
+        """Stops Odoo, then its PostgreSQL."""
         async with self._site(order) as site:
-            for container in (site.parts.odoo, site.parts.postgres):
+            for container in containers_of(site.instance):
                 await site.engine.stop_container(container)
 
     @activity.defn
     async def remove_instance(self, order: OperationOrder) -> None:
-        """Removes all that carries the instance's label, and its route."""
+        """Removes all that carries the instance's label, and its route, once no other step adds to it."""
+        while await self._records.other_step_runs(order, "remove_instance"):
+            tell("Waits for the end of a step that may still be making containers")
+            await asyncio.sleep(_OTHER_STEP_SECONDS)
         instance = await self._records.instance(order.resource_id)
         server = await self._records.server(instance.server_id)
         if server.node_id is None:
             tell("The server is gone, and the instance with it")
+            return
+        if server.status == "stopped":
+            # Only a deletion by force comes here.
+            tell("The server is stopped: what is left of the instance is removed when it starts")
             return
         async with self._hosts.open(server) as host:
             async with self._proxy(host) as proxy:
@@ -162,10 +211,36 @@ class InstanceActivities:
             engine = await host.engine()
             await engine.remove_labelled(instance_labels(instance.id))
 
+    @activity.defn
+    async def observe_instance(self, order: OperationOrder) -> str | None:
+        """The status in which the containers are now. Raises the errors of `Hosts` and `Engine`."""
+        try:
+            async with self._site(order) as site:
+                found = await site.engine.find_containers(site.parts.labels)
+        except NodeGone:
+            return "failed"
+        return status_of_containers(site.instance, found)
+
+    def _watch(self, site: Site) -> Watch:
+        return Watch(site.host, site.engine, site.parts, self._secrets(site.instance))
+
+    def _secrets(self, instance: Instance) -> list[str]:
+        """All that a log of the instance must not show."""
+        passwords = (
+            instance.sealed_database_password,
+            instance.sealed_master_password,
+            instance.sealed_admin_password,
+        )
+        variables = open_env_vars(self._vault, instance).values()
+        return [
+            *(self._vault.open(password) for password in passwords if password is not None),
+            *(variable.value for variable in variables if variable.secret),
+        ]
+
     def _odoo_spec(self, site: Site) -> ContainerSpec:
         instance = site.instance
         configuration = odoo.Configuration(
-            capacity=odoo.CAPACITIES[instance.environment_type],
+            capacity=site.parts.capacity,
             database_password=self._vault.open(instance.sealed_database_password),
             master_password=self._vault.open(instance.sealed_master_password),
         )
@@ -176,53 +251,40 @@ class InstanceActivities:
     async def _site(self, order: OperationOrder) -> AsyncIterator[Site]:
         instance = await self._records.instance(order.resource_id)
         server = await self._records.server(instance.server_id)
-        images = Images(
+        async with self._hosts.open(server) as host, naming_full_disks(host):
+            engine = await host.engine()
+            images = recorded_images(instance)
+            if images is None:
+                images = await chosen_images(engine, instance, self._set_images(instance))
+            parts = parts_of(instance, await references(engine, images))
+            yield Site(instance, server, host, engine, parts)
+
+    def _set_images(self, instance: Instance) -> Images:
+        return Images(
             postgres=self._settings.postgres_image,
             odoo=self._settings.odoo_image_for(instance.odoo_version),
         )
-        async with self._hosts.open(server) as host:
-            yield Site(instance, server, host, await host.engine(), parts_of(instance, images))
 
     @asynccontextmanager
     async def _proxy(self, host: Host) -> AsyncIterator[caddy.Caddy]:
         # A proxy that somebody stopped would keep an undo from ever coming to its end.
-        await (await host.engine()).start_container(caddy.NAME)
+        async with naming_holders(host):
+            await (await host.engine()).start_container(caddy.NAME)
         async with caddy.Caddy(await host.forward_socket(caddy.ADMIN_SOCKET)) as proxy:
             await until_it_answers(proxy.check_ready, seconds=_PROXY_SECONDS)
             yield proxy
 
 
-async def _address(site: Site) -> str:
-    """Where Odoo's container is on the instance's network. Raises `CommandFailed` when it has ended."""
-    for container in await site.engine.find_containers(site.parts.labels):
-        if container.name == site.parts.odoo:
-            if container.state in ("exited", "dead"):
-                raise CommandFailed(
-                    f"Odoo ended with exit status {container.exit_code}: its container's log tells why.",
-                )
-            if address := container.networks.get(site.parts.network):
-                return address
-    raise NotHealthy("Odoo's container does not run yet.")
-
-
-def _route(site: Site) -> caddy.Route:
-    workers = odoo.CAPACITIES[site.instance.environment_type].workers
-    return caddy.Route(
-        id=str(site.instance.id),
-        hosts=[site.instance.hostname],
-        upstream=f"{site.parts.odoo}:{odoo.HTTP_PORT}",
-        websocket_upstream=f"{site.parts.odoo}:{odoo.WEBSOCKET_PORT}" if workers else None,
-        https=_scheme(site.instance) == "https",
-    )
-
-
-def _scheme(instance: Instance) -> str:
-    # No authority certifies names under localhost, and browsers trust them without.
-    return "http" if instance.hostname.endswith(".localhost") else "https"
-
-
-def url_of(instance: Instance, server: Server) -> str:
-    """Where people find the instance: the server's public port is part of it unless it is the usual one."""
-    scheme = _scheme(instance)
-    port, usual = (server.https_port, 443) if scheme == "https" else (server.http_port, 80)
-    return f"{scheme}://{instance.hostname}" + ("" if port == usual else f":{port}")
+async def _address(site: Site, watch: Watch) -> str:
+    """Where Odoo's container is on the instance's network. Raises `NotHealthy` while it does not run."""
+    states = await watch.look(site.parts.postgres, site.parts.odoo)
+    for state in states.values():
+        if state.exit_code is not None:
+            raise NotHealthy(
+                f"{program(state)} ended with exit status {state.exit_code}; its container is {state.state}."
+            )
+    container = states.get(site.parts.odoo)
+    address = container and container.networks.get(site.parts.network)
+    if not address:
+        raise NotHealthy("Odoo's container does not run yet.")
+    return address

@@ -12,14 +12,17 @@ from temporalio import activity
 from temporalio.exceptions import ApplicationError
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from deployerp.activities.records import Records
-from deployerp.domain.errors import DeployError, ProviderThrottled
+from deployerp.activities.records import Records, StepFailure
+from deployerp.domain.errors import DeployError, OperationClosed, ProviderThrottled
 from deployerp.domain.messages import OperationOrder
+from deployerp.domain.retries import pause_after
 from deployerp.domain.steps import STEPS
 
 log = structlog.get_logger()
 # A step may tell of its progress far more often than anybody reads.
 _DETAIL_SECONDS = 0.5
+# How often a running step looks whether its operation is still open.
+RENEWAL_SECONDS = 5.0
 # A cancellation reaches an activity with the answer to a heartbeat.
 HEARTBEAT_SECONDS = 2.0
 
@@ -32,26 +35,50 @@ class Step:
         self._operation_id = operation_id
         self._name = name
         self._detail: str | None = None
+        self._closed: OperationClosed | None = None
+        self.attempt = 1
 
     def tell(self, detail: str) -> None:
         self._detail = detail
 
     @asynccontextmanager
-    async def recorded(self, attempt: int) -> AsyncIterator[None]:
-        """Records the step's start, what it tells, and its end."""
-        await self._records.begin_step(self._operation_id, self._name, attempt)
-        telling = asyncio.create_task(self._keep_telling())
+    async def recorded(self) -> AsyncIterator[None]:
+        """Records the step's start, what it tells, and its end; ends it when its operation is closed.
+
+        Raises `OperationClosed`.
+        """
+        self.attempt = await self._records.begin_step(self._operation_id, self._name)
+        beside = [
+            asyncio.create_task(self._keep_telling()),
+            asyncio.create_task(self._keep_open(_this_task())),
+        ]
         try:
             yield
         except BaseException as error:
-            telling.cancel()
-            await asyncio.shield(self._end("failed", _in_words(error)))
-            raise
-        telling.cancel()
-        await self._end("succeeded", self._detail)
+            _cancel(beside)
+            failure = self._closed or error
+            told = _told(failure, self.attempt)
+            await asyncio.shield(self._records.fail_step(self._operation_id, self._name, told))
+            raise failure from None
+        else:
+            _cancel(beside)
+            await self._records.end_step(self._operation_id, self._name, self._detail)
+        finally:
+            # They give back what they have of the database before it is closed.
+            await asyncio.wait(beside)
 
-    async def _end(self, state: str, detail: str | None) -> None:
-        await self._records.end_step(self._operation_id, self._name, state, detail)
+    async def _keep_open(self, step: asyncio.Task[Any]) -> None:
+        while True:
+            await asyncio.sleep(RENEWAL_SECONDS)
+            try:
+                await self._records.renew_step(self._operation_id, self._name)
+            except OperationClosed as closed:
+                self._closed = closed
+                step.cancel()
+                return
+            except Exception:
+                # The database may be away for a while, which is no reason to end the step.
+                log.warning("step not renewed", step=self._name, operation_id=self._operation_id)
 
     async def _keep_telling(self) -> None:
         told = None
@@ -70,6 +97,12 @@ def tell(detail: str) -> None:
     step = _current.get()
     if step is not None:
         step.tell(detail)
+
+
+def current_attempt() -> int:
+    """Which attempt of the running step this is, from 1, over all workers and workflow tasks."""
+    step = _current.get()
+    return 1 if step is None else step.attempt
 
 
 class ActivityInterceptor(Interceptor):
@@ -112,18 +145,37 @@ class _Inbound(ActivityInboundInterceptor):
             return
         step = Step(self._records, order.operation_id, info.activity_type)
         token = _current.set(step)
-        log.info("step", step=info.activity_type, operation_id=order.operation_id, attempt=info.attempt)
         try:
-            async with step.recorded(info.attempt):
+            async with step.recorded():
+                log.info(
+                    "step", step=info.activity_type, operation_id=order.operation_id, attempt=step.attempt
+                )
                 yield
         finally:
             _current.reset(token)
 
 
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, DeployError | ApplicationError):
-        return error.message
-    return unexpected(error) if isinstance(error, Exception) else "Interrupted."
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None  # noqa: S101 - an activity always runs in a task
+    return task
+
+
+def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+
+
+def _told(error: BaseException, attempt: int) -> StepFailure:
+    if isinstance(error, DeployError):
+        pause = timedelta(seconds=error.retry_after) if isinstance(error, ProviderThrottled) else None
+        return StepFailure(
+            error.code, error.in_full, (pause or pause_after(attempt)) if error.retryable else None
+        )
+    if isinstance(error, Exception):
+        message = error.message if isinstance(error, ApplicationError) else unexpected(error)
+        return StepFailure(DeployError.code, message, pause_after(attempt))
+    return StepFailure("cancelled", "Interrupted.")
 
 
 def unexpected(error: Exception) -> str:

@@ -1,19 +1,26 @@
 """The sweep: the rows of operations and deliveries are the outbox, and this empties it."""
 
+import asyncio
+import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from uuid import UUID
 
 import structlog
-from sqlalchemy import exists, select
+from sqlalchemy import and_, exists, or_, select
 from sqlmodel import col
 from temporalio import activity
 
 from deployerp.activities.expired import forget_expired
+from deployerp.activities.isolation import logged
+from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
+from deployerp.domain.errors import Unavailable
 from deployerp.domain.lifecycles import OPEN_OPERATION_STATES
 from deployerp.domain.messages import OperationEnd, OperationOrder, SweepReport
 from deployerp.domain.operations import Operation
@@ -27,6 +34,15 @@ log = structlog.get_logger()
 _GRACE = timedelta(seconds=2)
 # A delivery that is overdue by more may have been forgotten.
 _OVERDUE = timedelta(seconds=5)
+# After so long the activity ends and another begins: maybe of a worker that is newer.
+SHIFT = timedelta(days=1)
+# One round; whoever hangs longer must not keep the next from its turn.
+_LONGEST_SWEEP_SECONDS = 120.0
+# An endpoint that stays overdue is woken again after so long: somebody may have terminated its workflow. If
+# every sweep woke it, the history of one whose receiver is left alone would grow all the time.
+_WAKE_AGAIN_SECONDS = 60.0
+# Between one wake-up and the next, so that a worker which has just started is not given all of them at once.
+_BETWEEN_WAKE_UPS_SECONDS = 0.02
 # How many rows of a table one sweep looks at; the next goes on where it stopped.
 AT_ONCE = 500
 
@@ -40,29 +56,74 @@ class OperationActivities:
         records: Records,
         temporal: Temporal,
         settings: Settings,
+        reaper: NodeReaper,
         at_once: int = AT_ONCE,
     ) -> None:
+        self._reaper = reaper
         self._sessions = sessions
         self._records = records
         self._temporal = temporal
         self._keep_events = timedelta(days=settings.event_retention_days)
+        self._every = settings.sweep_seconds
         self._at_once = at_once
         self._last_operation: UUID | None = None
         self._last_endpoint: UUID | None = None
+        # Those that are still overdue, and when they were woken.
+        self._woken_at: dict[UUID, float] = {}
 
     @activity.defn
+    async def keep_sweeping(self) -> None:
+        """Sweeps again and again, until its worker stops or the shift is over.
+
+        A round that fails is logged; the next may find that the cause has gone.
+        """
+        over = time.monotonic() + SHIFT.total_seconds()
+        stopping = asyncio.ensure_future(activity.wait_for_worker_shutdown())
+        # Beside it: a cloud may take a minute to answer.
+        reaping = asyncio.create_task(self._reaper.keep_reaping())
+        try:
+            while not stopping.done() and time.monotonic() < over:
+                await self._try_sweep()
+                await asyncio.wait((stopping,), timeout=self._every)
+        finally:
+            stopping.cancel()
+            reaping.cancel()
+            with suppress(asyncio.CancelledError):
+                await reaping
+
+    async def _try_sweep(self) -> None:
+        try:
+            async with asyncio.timeout(_LONGEST_SWEEP_SECONDS):
+                await self.sweep()
+        except Unavailable as error:
+            log.warning("cannot sweep", reason=error.message)
+        except Exception:
+            log.exception("cannot sweep")
+
     async def sweep(self) -> SweepReport:
         """Compares open operations with Temporal and makes them agree; wakes overdue endpoints; forgets."""
         done: Counter[str] = Counter()
         for operation in await self._next_operations():
-            done[await self._sweep_operation(operation)] += 1
+            done[await self._try_operation(operation)] += 1
         del done[""]
+        ended_steps = await self._end_lost_steps()
         woken = await self._wake_overdue()
-        await forget_expired(self._sessions, self._keep_events)
-        report = SweepReport(**done, woken_endpoints=woken)
+        await self._forget_expired()
+        report = SweepReport(**done, ended_steps=ended_steps, woken_endpoints=woken)
         if report != SweepReport():
-            log.info("swept", **done, woken_endpoints=woken)
+            log.info("swept", **asdict(report))
         return report
+
+    async def _try_operation(self, operation: Operation) -> str:
+        """One row that cannot be swept is logged, and does not stop those after it."""
+        try:
+            return await self._sweep_operation(operation)
+        except Unavailable:
+            # Not the row's fault: the others would fail as well.
+            raise
+        except Exception:
+            log.exception("an operation cannot be swept", operation_id=str(operation.id))
+            return ""
 
     async def _sweep_operation(self, operation: Operation) -> str:
         order = operation.order
@@ -81,11 +142,30 @@ class OperationActivities:
         await self._close(order)
         return "closed_operations"
 
+    async def _end_lost_steps(self) -> int:
+        with logged("lost steps cannot be ended"):
+            return await self._records.end_lost_steps()
+        return 0
+
     async def _wake_overdue(self) -> int:
         """Whatever their rows say: what was to wake them may be lost, and their workflows with it."""
-        endpoints = await self._next_overdue()
-        await self._temporal.wake_endpoints([endpoint.order for endpoint in endpoints])
-        return len(endpoints)
+        before, self._woken_at, woken = self._woken_at, {}, 0
+        with logged("endpoints cannot be woken"):
+            for endpoint in await self._next_overdue():
+                woken_at = before.get(endpoint.id)
+                long_ago = woken_at is None or time.monotonic() - woken_at > _WAKE_AGAIN_SECONDS
+                if long_ago or endpoint.unseen_change:
+                    with logged("an endpoint cannot be woken", endpoint_id=str(endpoint.id)):
+                        await self._temporal.wake_endpoint(endpoint.order, changed=endpoint.unseen_change)
+                        woken_at, woken = time.monotonic(), woken + 1
+                    await asyncio.sleep(_BETWEEN_WAKE_UPS_SECONDS)
+                if woken_at is not None:
+                    self._woken_at[endpoint.id] = woken_at
+        return woken
+
+    async def _forget_expired(self) -> None:
+        with logged("what has expired cannot be forgotten"):
+            await forget_expired(self._sessions, self._keep_events)
 
     async def _next_operations(self) -> Sequence[Operation]:
         """The open ones after those of the last sweep, round and round, so that each gets its turn."""
@@ -111,13 +191,23 @@ class OperationActivities:
             col(WebhookDelivery.state) == "pending",
             col(WebhookDelivery.next_attempt_at) < utc_now() - _OVERDUE,
         )
-        query = select(WebhookEndpoint).where(overdue).order_by(col(WebhookEndpoint.id)).limit(self._at_once)
+        # A change that its workflow has not seen: nobody may have told it.
+        unseen = and_(
+            col(WebhookEndpoint.unseen_change), col(WebhookEndpoint.updated_at) < utc_now() - _GRACE
+        )
+        query = (
+            select(WebhookEndpoint)
+            .where(or_(overdue, unseen))
+            .order_by(col(WebhookEndpoint.id))
+            .limit(self._at_once)
+        )
         if self._last_endpoint:
             query = query.where(col(WebhookEndpoint.id) > self._last_endpoint)
         async with self._sessions() as session:
             found = (await session.scalars(query)).all()
         self._last_endpoint = found[-1].id if len(found) == self._at_once else None
-        return found
+        # Those that work do not wait for those that fail.
+        return sorted(found, key=lambda endpoint: endpoint.failing_since is not None)
 
     async def _is_still_open(self, operation: Operation) -> bool:
         """Read after Temporal was asked: a workflow that ended in between has closed its own row."""

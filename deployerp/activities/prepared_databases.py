@@ -4,14 +4,17 @@ Odoo takes half a minute to fill a new database and a second to start on a copie
 """
 
 import asyncio
+from collections.abc import Collection
 
+from deployerp.activities.crashes import Watch, check_postgres, shown
 from deployerp.activities.instance_parts import PREPARED_LABEL, Images, Parts, Volumes, preparation_of
 from deployerp.activities.interceptor import tell
 from deployerp.activities.waiting import until_it_answers
-from deployerp.domain.errors import ImageUnavailable, NotHealthy
+from deployerp.domain.errors import CommandFailed, ImageUnavailable
 from deployerp.domain.instances import Instance
 from deployerp.domain.secrets import new_password
 from deployerp.drivers import odoo
+from deployerp.drivers.containers import ContainerSpec
 from deployerp.drivers.engine import Engine
 from deployerp.drivers.host import Host
 
@@ -31,7 +34,7 @@ async def prepare(host: Host, instance: Instance, images: Images) -> Volumes:
         # What a killed predecessor left, also for another instance, is of unknown worth and in the way.
         await _discard(engine, parts)
         try:
-            await _make(engine, parts)
+            await _make(host, engine, parts)
             await engine.ensure_volume(complete, _prepared_label(parts))
         except BaseException:
             await asyncio.shield(_discard(engine, parts))
@@ -39,7 +42,7 @@ async def prepare(host: Host, instance: Instance, images: Images) -> Volumes:
     return parts.volumes
 
 
-async def _make(engine: Engine, parts: Parts) -> None:
+async def _make(host: Host, engine: Engine, parts: Parts) -> None:
     password = new_password()
     for volume in (parts.volumes.pgdata, parts.volumes.filestore):
         await engine.ensure_volume(volume, _prepared_label(parts))
@@ -47,32 +50,43 @@ async def _make(engine: Engine, parts: Parts) -> None:
     tell("Starting PostgreSQL")
     environment = {"POSTGRES_USER": SUPERUSER, "POSTGRES_PASSWORD": new_password()}
     await engine.ensure_container(parts.postgres_spec(environment))
-    await start_postgres(engine, parts)
+    await start_postgres(host, engine, parts, secrets=environment.values())
     await run_sql(engine, parts, odoo.create_database_sql(password), database=SUPERUSER)
     tell("Odoo fills it with its modules")
     configuration = odoo.Configuration(odoo.CAPACITIES["development"], password, new_password())
-    spec = parts.odoo_spec(configuration, command=odoo.initialise_command())
-    await engine.run_once(spec, timeout=_INITIALISE_SECONDS)
+    await _initialise(engine, parts.odoo_spec(configuration, command=odoo.initialise_command()), [password])
     # Copied while it is stopped: a cluster that was shut down cleanly starts without recovery.
     await engine.stop_container(parts.postgres)
     await engine.remove_container(parts.postgres)
     await engine.remove_network(parts.network)
 
 
+async def _initialise(engine: Engine, spec: ContainerSpec, secrets: Collection[str]) -> None:
+    try:
+        await engine.run_once(spec, timeout=_INITIALISE_SECONDS)
+    except CommandFailed as error:
+        status, output = error.details["exit_status"], error.details["output"]
+        raise CommandFailed(
+            f"Odoo ended with exit status {status} while it filled the database: "
+            "the last lines of its log tell why.",
+            log=shown(output, secrets),
+        ) from error
+
+
 async def _discard(engine: Engine, parts: Parts) -> None:
     await engine.remove_labelled(_prepared_label(parts))
 
 
-async def start_postgres(engine: Engine, parts: Parts) -> None:
-    """Starts PostgreSQL and waits until it takes connections over the network."""
+async def start_postgres(host: Host, engine: Engine, parts: Parts, secrets: Collection[str]) -> None:
+    """Starts PostgreSQL and waits until it takes connections over the network.
+
+    Raises `ContainerFailed`, `DiskFull`, `NotHealthy`; what is shown of its log has the `secrets` masked.
+    """
+    watch = Watch(host, engine, parts, secrets)
 
     async def look() -> None:
-        # By address: while the image makes a new cluster, a server answers on the socket alone.
-        asked = await engine.execute(
-            parts.postgres, ["pg_isready", "--quiet", "--host", "127.0.0.1"], timeout=10
-        )
-        if asked.exit_code != 0:
-            raise NotHealthy("PostgreSQL does not take connections yet.")
+        await watch.look(parts.postgres)
+        await check_postgres(engine, parts)
 
     await engine.start_container(parts.postgres)
     await until_it_answers(look, seconds=_POSTGRES_SECONDS)

@@ -1,28 +1,60 @@
 """The only writer of state: claims, steps, ends, and the facts of resources, each in one transaction."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID
 
-from sqlalchemy import Select, func, select, update
+from sqlalchemy import Select, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
 
+from deployerp.activities.settling import lock_held_instances, settle
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
-from deployerp.domain.errors import NotFound
+from deployerp.domain.errors import NotFound, OperationClosed
 from deployerp.domain.event_log import write_event
+from deployerp.domain.event_types import STALLED
+from deployerp.domain.installations import installation_id
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import DELETED, FAILED, ResourceType, action_of, failure_event
-from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder
+from deployerp.domain.lifecycles import DELETED, OPEN_OPERATION_STATES, action_of
+from deployerp.domain.messages import OperationEnd, OperationOrder
 from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.ordering import MODELS, Resource, order_within
 from deployerp.domain.providers import Provider
+from deployerp.domain.retries import STALLED_AFTER
 from deployerp.domain.servers import Server
 from deployerp.drivers.temporal import Temporal
 
-Resource = Server | Instance
-RESOURCES: dict[ResourceType, type[Resource]] = {"server": Server, "instance": Instance}
+
+@dataclass(frozen=True)
+class StepFailure:
+    """Why an attempt of a step failed; `pause` is the time to the next, None where there is none."""
+
+    code: str
+    message: str
+    pause: timedelta | None = None
+
+
+@dataclass(frozen=True)
+class StartProgress:
+    """The starts of instances that an operation orders.
+
+    `ordered` are new, `failed` are the names of instances that did not start; `ended` of `total` are over.
+    """
+
+    ordered: list[OperationOrder]
+    failed: list[str]
+    ended: int
+    total: int
+
+
 Model = TypeVar("Model", bound=Server | Instance | Provider)
+# A running step renews its row every few seconds. One that has not for this long is over: its worker is dead,
+# and the longest call to a cloud that it can have left behind (60 s) has returned or timed out.
+STEP_LEASE = timedelta(seconds=90)
 
 
 class Records:
@@ -42,7 +74,7 @@ class Records:
         async with self._sessions() as session, session.begin():
             operation = await _locked_operation(session, order)
             if operation.state == "pending":
-                resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
+                resource = await _existing(session, MODELS[order.resource_type], order.resource_id)
                 if resource.deleted_at is not None:
                     return False
                 operation.state = "running"
@@ -58,11 +90,12 @@ class Records:
             operation = await _locked_operation(session, end.order)
             if operation.finished_at is not None:
                 return
-            operation.state = end.outcome
-            operation.error_code, operation.error_message = end.code, end.message
-            operation.finished_at = utc_now()
-            asleep = await _settle(session, end)
+            asleep = await settle(session, operation, end)
         await self._temporal.wake_endpoints(asleep)
+
+    async def installation(self) -> UUID:
+        async with self._sessions() as session:
+            return await installation_id(session)
 
     async def server(self, server_id: str | UUID) -> Server:
         async with self._sessions() as session:
@@ -72,35 +105,132 @@ class Records:
         async with self._sessions() as session:
             return await _existing(session, Instance, instance_id)
 
+    async def routed_instances(self, server_id: UUID) -> Sequence[Instance]:
+        """The instances of a server that have a route, whether they run or not.
+
+        One that is being deployed counts: its own step may have made the route already.
+        """
+        deploying = action_of("instance", "deploy").transitional
+        deleting = action_of("instance", "delete").transitional
+        query = select(Instance).where(
+            col(Instance.server_id) == server_id,
+            col(Instance.deployed_at).is_not(None) | (col(Instance.status) == deploying),
+            col(Instance.status).not_in((deleting, DELETED)),
+        )
+        async with self._sessions() as session:
+            return (await session.scalars(query.order_by(col(Instance.id)))).all()
+
+    async def held_instances(self, order: OperationOrder) -> Sequence[Instance]:
+        """The instances that an operation on their server holds."""
+        async with self._sessions() as session:
+            return await lock_held_instances(session, order)
+
+    async def observe_instances(self, order: OperationOrder, statuses: Mapping[UUID, str]) -> None:
+        """Writes the observed statuses of instances that the operation on their server holds.
+
+        Raises `OperationClosed`.
+        """
+        async with self._sessions() as session, session.begin():
+            for instance in await lock_held_instances(session, order):
+                instance.status = statuses.get(instance.id, instance.status)
+            await session.flush()
+            await _require_open(session, order.operation_id)
+
+    async def order_starts(self, order: OperationOrder, at_once: int) -> StartProgress:
+        """Orders starts of held instances whose desired state is running, until `at_once` are open.
+
+        Raises `OperationClosed`.
+        """
+        async with self._sessions() as session, session.begin():
+            waiting = [each for each in await lock_held_instances(session, order) if _is_to_run(each)]
+            parent = await _require_open(session, order.operation_id)
+            if parent.state == "cancelling":
+                waiting = []
+            before = await session.scalars(select(Operation).where(col(Operation.parent_id) == parent.id))
+            known = before.all()
+            ended = [each for each in known if each.state not in OPEN_OPERATION_STATES]
+            free = max(0, at_once - (len(known) - len(ended)))
+            ordered = [await order_within(session, parent, each, "start") for each in waiting[:free]]
+            return StartProgress(
+                ordered=[each.order for each in ordered],
+                failed=[each.resource_name or "" for each in ended if each.state != "succeeded"],
+                ended=len(ended),
+                total=len(known) + len(waiting),
+            )
+
+    async def deleted_instances(self, ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Those of `ids` whose instance is deleted."""
+        query = select(col(Instance.id)).where(
+            col(Instance.id).in_(ids), col(Instance.deleted_at).is_not(None)
+        )
+        async with self._sessions() as session:
+            return (await session.scalars(query)).all()
+
     async def provider(self, provider_id: UUID) -> Provider:
         async with self._sessions() as session:
             return await _existing(session, Provider, provider_id)
 
-    async def note(self, resource: Resource, **facts: object) -> None:
-        """Writes facts about a resource that a step has found out."""
+    async def note(self, order: OperationOrder, resource: Resource, **facts: object) -> None:
+        """Writes facts about a resource that a step of `order` has found out. Raises `OperationClosed`."""
         model = type(resource)
         async with self._sessions() as session, session.begin():
+            # The resource is locked first, as requests do; the other order would make deadlocks.
             await session.execute(update(model).where(col(model.id) == resource.id).values(**facts))
+            await _require_open(session, order.operation_id)
         for name, fact in facts.items():
             setattr(resource, name, fact)
 
-    async def begin_step(self, operation_id: str, name: str, attempt: int) -> None:
-        """Records that a step runs; one that is tried again keeps its place and its start."""
+    async def begin_step(self, operation_id: str, name: str) -> int:
+        """Records that a step runs, and says which attempt it is; its place and its start stay as they are.
+
+        Raises `OperationClosed`.
+        """
         async with self._sessions() as session, session.begin():
+            await _require_open(session, operation_id)
             known = await session.scalar(_step(operation_id, name))
             if known is not None:
-                known.state, known.attempt, known.finished_at = "running", attempt, None
-                return
+                known.state, known.attempt = "running", known.attempt + 1
+                known.finished_at = known.next_attempt_at = None
+                return known.attempt
             steps = select(func.count()).where(col(OperationStep.operation_id) == UUID(operation_id))
             session.add(
                 OperationStep(
                     operation_id=UUID(operation_id),
                     position=(await session.scalar(steps) or 0) + 1,
                     name=name,
-                    attempt=attempt,
                     started_at=utc_now(),
                 )
             )
+        return 1
+
+    async def renew_step(self, operation_id: str, name: str) -> None:
+        """Records that a step still runs. Raises `OperationClosed`."""
+        async with self._sessions() as session, session.begin():
+            await _require_open(session, operation_id)
+            await session.execute(
+                update(OperationStep)
+                .where(col(OperationStep.operation_id) == UUID(operation_id), col(OperationStep.name) == name)
+                .values(updated_at=utc_now())
+            )
+
+    async def other_step_runs(self, order: OperationOrder, name: str) -> bool:
+        """Whether any step on the resource but this one may still be changing the world.
+
+        Such a step is of an operation that a deletion by force has closed, or of an earlier attempt whose
+        worker was lost.
+        """
+        own = (col(OperationStep.operation_id) == UUID(order.operation_id)) & (
+            col(OperationStep.name) == name
+        )
+        running = exists().where(
+            col(OperationStep.operation_id) == col(Operation.id),
+            col(Operation.resource_id) == UUID(order.resource_id),
+            col(OperationStep.state) == "running",
+            col(OperationStep.updated_at) > utc_now() - STEP_LEASE,
+            ~own,
+        )
+        async with self._sessions() as session:
+            return bool(await session.scalar(select(running)))
 
     async def detail_step(self, operation_id: str, name: str, detail: str) -> None:
         async with self._sessions() as session, session.begin():
@@ -108,56 +238,75 @@ class Records:
             if step is not None:
                 step.detail = detail
 
-    async def end_step(self, operation_id: str, name: str, state: str, detail: str | None = None) -> None:
-        """Records how a step ended; `detail`, where given, takes the place of what it said before."""
+    async def end_step(self, operation_id: str, name: str, detail: str | None = None) -> None:
+        """Records that a step succeeded; nothing is left of the errors of earlier attempts."""
         async with self._sessions() as session, session.begin():
+            operation = await session.get(Operation, UUID(operation_id), with_for_update=True)
             step = await session.scalar(_step(operation_id, name))
-            if step is not None:
-                step.state, step.finished_at = state, utc_now()
-                step.detail = detail or step.detail
+            if step is None or operation is None:
+                return
+            step.state, step.finished_at, step.detail = "succeeded", utc_now(), detail
+            step.first_failed_at = None
+            if operation.state in OPEN_OPERATION_STATES:
+                operation.error_code = operation.error_message = operation.stalled_at = None
 
-
-async def _settle(session: AsyncSession, end: OperationEnd) -> list[EndpointOrder]:
-    order = end.order
-    action = action_of(order.resource_type, order.action)
-    resource = await _existing(session, RESOURCES[order.resource_type], order.resource_id)
-    if resource.deleted_at is not None:
-        # Its server was deleted under it: that event has been told, and nothing brings it back.
-        return []
-    if end.outcome != "succeeded":
-        resource.status = FAILED
-        resource.status_message = end.message
-        return await write_event(session, failure_event(order.resource_type, order.action), resource)
-    resource.status = action.end
-    resource.status_message = None
-    if isinstance(resource, Instance) and action.name == "deploy":
-        resource.deployed_at = utc_now()
-    if action.end != DELETED:
-        return await write_event(session, action.event, resource)
-    return await _settle_deleted(session, order, resource)
-
-
-async def _settle_deleted(
-    session: AsyncSession, order: OperationOrder, resource: Server | Instance
-) -> list[EndpointOrder]:
-    """The resource is gone, and with a server all the instances that lived on it."""
-    asleep = []
-    if isinstance(resource, Server):
-        lost = await session.scalars(
-            select(Instance).where(col(Instance.server_id) == resource.id, col(Instance.status) != DELETED)
+    async def end_lost_steps(self) -> int:
+        """Ends steps of closed operations whose worker was lost; says how many there were."""
+        ended = select(col(Operation.id)).where(col(Operation.state).not_in(OPEN_OPERATION_STATES))
+        lost = (
+            update(OperationStep)
+            .where(
+                col(OperationStep.state) == "running",
+                col(OperationStep.updated_at) < utc_now() - STEP_LEASE,
+                col(OperationStep.operation_id).in_(ended),
+            )
+            .values(state="failed", finished_at=utc_now(), detail="Its worker was lost.")
+            .execution_options(synchronize_session=False)
         )
-        for instance in lost:
-            instance.status, instance.deleted_at = DELETED, utc_now()
-            instance.status_message = "Deleted with its server."
-            asleep += await write_event(session, "instance.deleted", instance)
-    resource.status, resource.deleted_at = DELETED, utc_now()
-    asleep += await write_event(session, action_of(order.resource_type, order.action).event, resource)
-    return asleep
+        async with self._sessions() as session, session.begin():
+            return int((await session.execute(lost)).rowcount)  # type: ignore[attr-defined]
+
+    async def fail_step(self, operation_id: str, name: str, failure: StepFailure) -> None:
+        """Records why a step failed and when it is tried again, on its operation too while that is open.
+
+        When the step has failed for a minute, `operation.stalled` tells of it once.
+        """
+        now = utc_now()
+        async with self._sessions() as session, session.begin():
+            operation = await session.get(Operation, UUID(operation_id), with_for_update=True)
+            step = await session.scalar(_step(operation_id, name))
+            if step is None or operation is None:
+                return
+            step.state, step.finished_at, step.detail = "failed", now, failure.message
+            step.first_failed_at = step.first_failed_at or now
+            if failure.pause is None or operation.state not in OPEN_OPERATION_STATES:
+                return
+            step.next_attempt_at = now + failure.pause
+            operation.error_code, operation.error_message = failure.code, failure.message
+            if operation.stalled_at is not None or now - step.first_failed_at < STALLED_AFTER:
+                return
+            operation.stalled_at = now
+            asleep = await write_event(session, STALLED, operation)
+        await self._temporal.wake_endpoints(asleep)
+
+
+def _is_to_run(instance: Instance) -> bool:
+    return instance.has_run and instance.desired_state == "running" and instance.deleted_at is None
+
+
+async def _require_open(session: AsyncSession, operation_id: str) -> Operation:
+    """Locks the operation, so that nobody closes it before the transaction ends. Raises `OperationClosed`."""
+    operation = await session.get(Operation, UUID(operation_id), with_for_update={"read": True})
+    if operation is None or operation.state not in OPEN_OPERATION_STATES:
+        raise OperationClosed("The operation was closed meanwhile: its steps do not go on.")
+    return operation
 
 
 async def _locked_operation(session: AsyncSession, order: OperationOrder) -> Operation:
-    # The resource first, as requests do: who locked them the other way round would make deadlocks.
-    await session.get(RESOURCES[order.resource_type], UUID(order.resource_id), with_for_update=True)
+    # Resources first, and a server before its instances, as requests do: who locked them in another order
+    # would make deadlocks.
+    await session.get(MODELS[order.resource_type], UUID(order.resource_id), with_for_update=True)
+    await lock_held_instances(session, order)
     operation = await session.get(Operation, UUID(order.operation_id), with_for_update=True)
     if operation is None:
         raise NotFound(f"Operation {order.operation_id} does not exist.")

@@ -1,13 +1,15 @@
 """Waiting for a thing that is starting."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import repeat
 from typing import TypeVar
 
 from deployerp.domain.errors import DeployError
 
 T = TypeVar("T")
 _POLL_SECONDS = 0.25
+_GROWTH = 1.5
 
 
 async def until_it_answers(look: Callable[[], Awaitable[T]], *, seconds: float) -> T:
@@ -20,3 +22,17 @@ async def until_it_answers(look: Callable[[], Awaitable[T]], *, seconds: float) 
             if not error.retryable or asyncio.get_running_loop().time() > deadline:
                 raise
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def growing_pauses(first: float, longest: float) -> Iterator[float]:
+    """Seconds to wait between looks: from `first` by half as much again each time, up to `longest`."""
+    pause = first
+    while pause < longest:
+        yield pause
+        pause *= _GROWTH
+    yield from repeat(longest)
+
+
+async def rest(seconds: float) -> None:
+    """Waits between two looks; tests put a clock of their own in its place."""
+    await asyncio.sleep(seconds)

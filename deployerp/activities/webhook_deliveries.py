@@ -18,7 +18,7 @@ from temporalio import activity
 
 from deployerp.activities.webhook_breaker import Breaker
 from deployerp.activities.webhook_messages import Try, try_once
-from deployerp.activities.webhook_tries import fail_pending, record
+from deployerp.activities.webhook_tries import fail_pending, record, see_change
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import NotFound
 from deployerp.domain.events import Event
@@ -68,7 +68,7 @@ class _Clock:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Since the beginning of the activity."""
+        """Since the beginning of the turn."""
         return time.monotonic() - self._started
 
     def now(self) -> datetime:
@@ -129,6 +129,9 @@ class _Turn:
         now = self._clock.now()
         async with self._tools.sessions() as session, session.begin():
             await self._read_endpoint(session)
+            if self._endpoint.unseen_change:
+                await see_change(session, self._endpoint)
+                self._breaker = Breaker(0)
             if why := self._endpoint.why_closed:
                 await fail_pending(session, self._endpoint_id, why, now)
                 return

@@ -45,6 +45,18 @@ async def record(
     return told
 
 
+async def see_change(session: AsyncSession, endpoint: WebhookEndpoint) -> None:
+    """Reads an endpoint as it is after its last change, and remembers that this was seen."""
+    await session.execute(
+        update(WebhookEndpoint)
+        .where(col(WebhookEndpoint.id) == endpoint.id)
+        .values(unseen_change=False, updated_at=col(WebhookEndpoint.updated_at))
+        .execution_options(synchronize_session=False)
+    )
+    # Only now that the row is locked: there may have been another change since it was read.
+    await session.refresh(endpoint)
+
+
 async def fail_pending(session: AsyncSession, endpoint_id: UUID, why: str, now: datetime) -> None:
     """Ends what waits for an endpoint that takes nothing any more."""
     await session.execute(

@@ -1,11 +1,13 @@
 """Taking resources through their lifecycles: the operation that a workflow then carries out."""
 
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import Response
+from pydantic import Field
 from sqlalchemy import select
 from sqlmodel import col
 
@@ -13,14 +15,12 @@ from deployerp.api.answers import Data, shown
 from deployerp.api.changes import Change
 from deployerp.api.examples import PARTS
 from deployerp.api.schemas import View, enum_of
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import Conflict, InvalidState, OperationInProgress
-from deployerp.domain.instances import Instance
+from deployerp.domain import ordering
+from deployerp.domain.errors import Conflict, InvalidState, Unavailable
 from deployerp.domain.lifecycles import LIFECYCLES, OPEN_OPERATION_STATES, OPERATION_STATES, ResourceType
+from deployerp.domain.messages import OperationOrder
 from deployerp.domain.operations import Operation
-from deployerp.domain.servers import Server
-
-Resource = TypeVar("Resource", Server, Instance)
+from deployerp.domain.ordering import Resource
 
 
 class OperationSummary(View):
@@ -32,6 +32,7 @@ class OperationSummary(View):
     error_code: str | None
     error_message: str | None
     retry_of: UUID | None
+    parent_id: UUID | None = Field(description="The operation that has ordered this one.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -42,22 +43,25 @@ def first_of(resource_type: ResourceType) -> dict[str, Any]:
     return {PARTS: {"resourceType": resource_type, "action": LIFECYCLES[resource_type].first.name}}
 
 
-RESOURCE_TYPES: dict[type[Server] | type[Instance], ResourceType] = {Server: "server", Instance: "instance"}
-
-
 async def create(change: Change, resource: Resource, taken: Conflict) -> Operation:
     """Adds a new resource and the operation that brings it into being. Raises `taken` for a name in use."""
     await change.add(resource, taken)
-    lifecycle = LIFECYCLES[RESOURCE_TYPES[type(resource)]]
-    return await _order(change, resource, lifecycle.first.name)
+    first = LIFECYCLES[ordering.RESOURCE_TYPES[type(resource)]].first.name
+    request = ordering.ActionRequest(first, change.caller.actor_id)
+    operation = await ordering.order_first(change.session, resource, request)
+    change.trail.made(operation)
+    return operation
 
 
-async def act(change: Change, resource: Resource, action_name: str, *, force: bool = False) -> Operation:
-    """Takes a locked resource on its way. Raises `OperationInProgress` and `InvalidState`."""
-    action = LIFECYCLES[RESOURCE_TYPES[type(resource)]].actions[action_name]
-    await _refuse_second(change, resource)
-    _move(resource, action.from_states, action.transitional, action_name)
-    return await _order(change, resource, action_name, force=force)
+async def act(change: Change, resource: Resource, action: str, *, force: bool = False) -> Operation:
+    """Takes a locked resource on its way. Raises `OperationInProgress` and `InvalidState`.
+
+    With `force` it takes the place of the operations that hold the resource.
+    """
+    if force:
+        for closed in await ordering.supersede(change.session, resource):
+            change.afterwards.append(partial(_end, change, closed.order))
+    return await _order(change, resource, action, force=force)
 
 
 async def retry(change: Change, failed: Operation, resource: Resource) -> Operation:
@@ -65,10 +69,12 @@ async def retry(change: Change, failed: Operation, resource: Resource) -> Operat
 
     Raises `OperationInProgress` and `InvalidState`.
     """
-    await _refuse_second(change, resource)
     latest = await change.session.scalar(
         select(col(Operation.id))
-        .where(col(Operation.resource_id) == resource.id)
+        .where(
+            col(Operation.resource_id) == resource.id,
+            col(Operation.state).not_in(OPEN_OPERATION_STATES),
+        )
         .order_by(col(Operation.created_at).desc(), col(Operation.id).desc())
         .limit(1)
     )
@@ -77,26 +83,22 @@ async def retry(change: Change, failed: Operation, resource: Resource) -> Operat
             "Only the latest operation of a resource can be retried.",
             details={"latest_operation_id": str(latest)},
         )
-    action = LIFECYCLES[failed.typed_resource].actions[failed.action]
-    _move(resource, ("failed",), action.transitional, "retry")
     return await _order(change, resource, failed.action, force=failed.force, retry_of=failed.id)
 
 
-async def supersede(change: Change, resource: Resource) -> Operation | None:
-    """Closes the open operation of a resource that is forgotten by force; its workflow is to be ended.
-
-    One by force is left alone: whoever asks twice does not want it to begin anew.
-    """
-    operation = await _open_operation(change, resource.id)
-    if operation is None or operation.force:
-        return None
-    operation.state, operation.finished_at = "cancelled", utc_now()
-    operation.error_code = "superseded"
-    operation.error_message = f"The {operation.resource_type} was deleted by force."
-    resource.status = "failed"
-    # Two open operations of a resource cannot be, not even for the length of a transaction.
-    await change.session.flush()
+async def _order(
+    change: Change, resource: Resource, action: str, *, force: bool = False, retry_of: UUID | None = None
+) -> Operation:
+    request = ordering.ActionRequest(action, change.caller.actor_id, force, retry_of)
+    operation = await ordering.order(change.session, resource, request)
+    change.trail.made(operation)
     return operation
+
+
+async def _end(change: Change, order: OperationOrder) -> None:
+    # Where Temporal does not answer, the workflow ends by itself: steps of closed operations are refused.
+    with suppress(Unavailable):
+        await change.shared.temporal.terminate(order.workflow_id, "A deletion by force took its place.")
 
 
 def accepted(change: Change, operation: Operation, data: Data | None = None) -> Response:
@@ -109,52 +111,9 @@ def accepted(change: Change, operation: Operation, data: Data | None = None) -> 
     return change.answer(data or shown(OperationSummary, operation), status=202, headers=headers)
 
 
-def begun(change: Change, operation: Operation, view: type[View], resource: Resource) -> Response:
+async def begun(change: Change, operation: Operation, view: type[View], resource: Resource) -> Response:
     """202 with the resource and its operation."""
+    # What the database sets, such as the time of the update, is known after the flush.
+    await change.session.flush()
     told = {"operation": shown(OperationSummary, operation)}
     return accepted(change, operation, shown(view, resource) | told)
-
-
-async def _open_operation(change: Change, resource_id: UUID) -> Operation | None:
-    found: Operation | None = await change.session.scalar(
-        select(Operation).where(
-            col(Operation.resource_id) == resource_id, col(Operation.state).in_(OPEN_OPERATION_STATES)
-        )
-    )
-    return found
-
-
-async def _refuse_second(change: Change, resource: Resource) -> None:
-    running = await _open_operation(change, resource.id)
-    if running is not None:
-        raise OperationInProgress(
-            f"Operation `{running.action}` runs on this {running.resource_type}: wait for it or cancel it.",
-            details={"operation_id": str(running.id)},
-        )
-
-
-def _move(resource: Resource, from_states: tuple[str, ...], to: str, action: str) -> None:
-    if resource.status not in from_states:
-        raise InvalidState(
-            f"`{action}` needs the status {' or '.join(from_states)}, and it is {resource.status}.",
-            details={"status": resource.status, "allowed": list(from_states)},
-        )
-    resource.status, resource.status_message = to, None
-
-
-async def _order(
-    change: Change, resource: Resource, action: str, *, force: bool = False, retry_of: UUID | None = None
-) -> Operation:
-    operation = Operation(
-        organization_id=resource.organization_id,
-        resource_type=RESOURCE_TYPES[type(resource)],
-        resource_id=resource.id,
-        action=action,
-        force=force,
-        requested_by=change.caller.actor_id,
-        retry_of=retry_of,
-    )
-    # The index is the last word on one operation at a time.
-    second = OperationInProgress("Another operation has just begun: wait for it or cancel it.")
-    await change.put(operation, second)
-    return operation

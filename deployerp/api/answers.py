@@ -1,6 +1,7 @@
 """Answers as bytes: the envelope around what the database or a record says."""
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -30,7 +31,16 @@ def fields_of(view: type[View]) -> tuple[tuple[str, str], ...]:
 
 def shown(view: type[View], record: object) -> Data:
     """What a view tells of a record."""
-    return {alias: getattr(record, name) for name, alias in fields_of(view)}
+    return disclosed(view, {alias: getattr(record, name) for name, alias in fields_of(view)})
+
+
+def disclosed(view: type[View], data: Data) -> Data:
+    """What a view tells of a row, of which it may have to mask something."""
+    return data if view.disclose is None else view.disclose(data)
+
+
+# What a proxy that compresses writes at the end of a tag.
+_CODED = re.compile(r'[-;](gzip|zstd|br|deflate)"$')
 
 
 def meta_of(request: Request) -> Data:
@@ -71,5 +81,9 @@ def single(request: Request, data: Data) -> Response:
 
 
 def tags_of(headers: Sequence[str]) -> frozenset[str]:
-    """The entity tags of all `If-Match` or `If-None-Match`; weak ones compare by their text."""
-    return frozenset(each.strip().removeprefix("W/") for header in headers for each in header.split(","))
+    """The entity tags of all `If-Match` or `If-None-Match`, as we gave them; weak ones compare by their text.
+
+    Proxies that compress an answer add the coding to its tag (Caddy, Apache), and clients send that back.
+    """
+    listed = (each.strip().removeprefix("W/") for header in headers for each in header.split(","))
+    return frozenset(_CODED.sub('"', tag) for tag in listed)

@@ -11,7 +11,7 @@ from deployerp.api.changes import ChangeDep
 from deployerp.api.errors import documented
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.schemas import Body, Envelope, ShownOnce, View
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import NotFound, PreconditionFailed
@@ -52,7 +52,7 @@ class ApiKeyRead(View):
 
 
 class ApiKeyCreated(ApiKeyRead):
-    token: str = Field(description="The key itself; shown only now.", examples=["erp_live_..."])
+    token: ShownOnce = Field(description="The key itself; shown only now.", examples=["erp_live_..."])
 
 
 @router.post("", status_code=201, responses=documented(), response_model=Envelope[ApiKeyCreated])

@@ -11,6 +11,7 @@ from deployerp.api import (
     api_keys,
     audit_log,
     auth,
+    cors,
     errors,
     event_types,
     events,
@@ -18,6 +19,7 @@ from deployerp.api import (
     instances,
     me,
     operations,
+    passwords,
     playground,
     providers,
     root,
@@ -31,6 +33,7 @@ from deployerp.api.background import Background
 from deployerp.api.deps import Context
 from deployerp.api.document import document
 from deployerp.api.gate import Gate
+from deployerp.api.guesses import Guesses
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.requests import RequestIds
 from deployerp.api.totals import Totals
@@ -54,6 +57,7 @@ ROUTERS = (
     webhook_deliveries.router,
     auth.router,
     me.router,
+    passwords.router,
     users.router,
     api_keys.router,
     audit_log.router,
@@ -69,6 +73,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     sessions = session_factory(database)
     background = Background()
     counting = open_connections(settings.database_url) if database.dialect.name == "postgresql" else None
+    limiter = Limiter(sessions, counting)
     context = Context(
         settings=settings,
         sessions=sessions,
@@ -76,17 +81,20 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         temporal=await Temporal.open(settings),
         vault=Vault(settings.encryption_keys),
         authenticator=Authenticator(settings, sessions, background),
-        limiter=Limiter(sessions, counting),
+        limiter=limiter,
+        guesses=Guesses(limiter),
         totals=Totals(),
         background=background,
         watcher=Watcher(sessions),
     )
-    yield context
-    await context.background.drain()
-    await context.reader.close()
-    if counting is not None:
-        await counting.close()
-    await database.dispose()
+    try:
+        yield context
+    finally:
+        await context.background.drain()
+        await context.reader.close()
+        if counting is not None:
+            await counting.close()
+        await database.dispose()
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -111,6 +119,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the first to see a request.
     app.add_middleware(Gate)
     app.add_middleware(RequestIds)
+    cors.install(app, settings)
     errors.install(app)
     playground.install(app)
     for router in ROUTERS:

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from fastapi import APIRouter
-from pydantic import StringConstraints
 
 from deployerp.api.lists import Text
 from deployerp.api.requests import SANE_ID
@@ -13,6 +12,7 @@ from deployerp.api.resources import serve
 from deployerp.api.routes import Route
 from deployerp.api.schemas import View
 from deployerp.domain.audit_log import ActorType, AuditEntry
+from deployerp.domain.names import Pattern
 
 router = APIRouter(prefix="/v1/audit-log", tags=["audit log"], route_class=Route)
 
@@ -45,6 +45,8 @@ serve(
         "resource_type": Text,
         "resource_id": UUID,
         "operation_id": UUID,
-        "request_id": Annotated[str, StringConstraints(pattern=f"^{SANE_ID}$")],
+        "request_id": Annotated[
+            str, Pattern(f"^{SANE_ID}$", "must be 8 to 128 letters, digits and . _ -, as X-Request-Id has it")
+        ],
     },
 )

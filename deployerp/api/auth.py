@@ -1,8 +1,6 @@
 """Access tokens of people: an e-mail address and a password for a short one, and another to renew it with."""
 
-from datetime import timedelta
-from typing import Annotated, Any, Literal
-from uuid import UUID
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Request, Response
@@ -11,30 +9,32 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api.answers import answer
 from deployerp.api.deps import Context, ContextDep
 from deployerp.api.errors import limited
-from deployerp.api.requests import address_of, network_of
 from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.schemas import Body, Envelope
+from deployerp.api.sign_ins import (
+    TokenRead,
+    count,
+    count_failure,
+    deed_of,
+    issue_tokens,
+    respond,
+    token_turn,
+    tries_at,
+    turn,
+)
 from deployerp.domain import refresh_tokens
-from deployerp.domain.audit_log import Deed, append
+from deployerp.domain.audit_log import append
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import RateLimitExceeded, Unauthorized, ValidationFailed
+from deployerp.domain.email_addresses import user_who_signs_in
+from deployerp.domain.errors import Unauthorized, ValidationFailed
 from deployerp.domain.passwords import fits, hashed, is_outdated
-from deployerp.domain.permissions import Role
-from deployerp.domain.plans import Limits
 from deployerp.domain.refresh_tokens import RefreshToken
-from deployerp.domain.secrets import digest
 from deployerp.domain.users import Email, Membership, User, choose, lock_membership, memberships_of
 
 router = APIRouter(prefix="/v1/auth", tags=["authentication"], route_class=Route)
 log = structlog.get_logger()
-
-# Tries at one account from one address, and from all of them: who guesses from many must not go on for
-# ever, and who guesses from one must not lock its owner out.
-_FROM_ONE_ADDRESS = Limits(per_minute=10, per_hour=60)
-_FROM_EVERYWHERE = Limits(per_minute=60, per_hour=600)
 
 RefreshSecret = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
@@ -45,7 +45,9 @@ class SignIn(Body):
         examples=["correct horse battery"]
     )
     organization: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
-        None, description="Id or slug; needed by members of several.", examples=["acme"]
+        None,
+        description="Id or slug; needed by members of several, and by whose e-mail address is not verified.",
+        examples=["acme"],
     )
 
 
@@ -53,33 +55,22 @@ class Renewal(Body):
     refresh_token: RefreshSecret = Field(examples=["erp_refresh_..."])
 
 
-class OrganizationSummary(View):
-    id: UUID
-    slug: str
-
-
-class TokenRead(View):
-    access_token: str = Field(description="For `Authorization: Bearer ...`.", examples=["eyJ..."])
-    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  (the kind, not a token)
-    expires_in: int = Field(description="Seconds.", examples=[900])
-    refresh_token: str = Field(
-        description="Good for one exchange, for a new pair of both.", examples=["erp_refresh_..."]
-    )
-    organization: OrganizationSummary
-    role: Role
-
-
 @router.post("/token", responses=limited(Unauthorized, ValidationFailed), response_model=Envelope[TokenRead])
 @public
 async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Response:
-    """Signs a user in to one organization."""
-    await _slow_down(request, shared, body.email)
-    user = await _user_of(shared, body)
-    async with shared.sessions() as session, session.begin():
-        membership = await _chosen(session, user, body.organization)
-        token = _begun(session, shared, membership)
-        await append(session, membership.organization.id, _deed(request, user.id, "create_token"))
-    return _told(request, token)
+    """Signs a user in to one organization.
+
+    An e-mail address that is not verified is known to its organization only: name that.
+    """
+    tries = tries_at(request, shared, body.email, body.organization)
+    async with turn(shared, tries):
+        try:
+            token = await _signed_in(request, shared, body)
+        except Unauthorized:
+            await count_failure(shared, tries)
+            raise
+    shared.guesses.remember(tries.credential)
+    return respond(request, token)
 
 
 @router.post(
@@ -92,12 +83,14 @@ async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> 
     Access tokens of that sign-in are good until they expire, `expiresIn` seconds after they were issued
     (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
     """
-    async with shared.sessions() as session, session.begin():
-        token = await _exchanged(session, request, shared, body.refresh_token)
-    # Only now: what a stolen token has ended must be written.
-    if token is None:
-        raise Unauthorized("The refresh token is not good any more: sign in again.")
-    return _told(request, token)
+    async with token_turn(request, shared, "renew") as failures:
+        async with shared.sessions() as session, session.begin():
+            token = await _exchanged(session, request, shared, body.refresh_token)
+        # Only now: what a stolen token has ended must be written.
+        if token is None:
+            await count(shared, failures)
+            raise Unauthorized("The refresh token is not good any more: sign in again.")
+    return respond(request, token)
 
 
 @router.post("/revoke", status_code=204, responses=limited(ValidationFailed))
@@ -108,50 +101,57 @@ async def revoke_token(body: Renewal, request: Request, shared: ContextDep) -> R
     Its access tokens are good until they expire, `expiresIn` seconds after they were issued
     (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
     """
-    async with shared.sessions() as session, session.begin():
-        found = await refresh_tokens.find(session, body.refresh_token)
-        if found is not None:
-            # It holds back an exchange, of which the new token would get away.
-            await lock_membership(session, found.user_id, found.organization_id)
-            await _end(session, request, found, "revoke_token")
+    async with token_turn(request, shared, "renew") as failures:
+        async with shared.sessions() as session, session.begin():
+            found = await refresh_tokens.find(session, body.refresh_token)
+            if found is not None:
+                # It holds back an exchange, of which the new token would get away.
+                await lock_membership(session, found.user_id, found.organization_id)
+                await _end(session, request, found, "revoke_token")
+        if found is None:
+            await count(shared, failures)
     return Response(status_code=204)
 
 
-async def _slow_down(request: Request, shared: Context, email: str) -> None:
-    network = network_of(address_of(request.scope))
-    tries = (
-        # Whoever asks: of one who shows a good key the gate counts the organization, which may have no limit.
-        # First, so that what is refused for it spends nothing of an account.
-        (network, Limits(shared.settings.address_requests_per_minute, None)),
-        (digest(f"{email} {network}"), _FROM_ONE_ADDRESS),
-        (digest(email), _FROM_EVERYWHERE),
-    )
-    for subject, limits in tries:
-        standing = await shared.limiter.admit(f"sign-in:{subject}", limits)
-        if standing is not None and not standing.admitted:
-            raise RateLimitExceeded(
-                f"Too many tries to sign in: try again in {standing.reset} seconds.",
-                retry_after=standing.reset,
-            )
+async def _signed_in(request: Request, shared: Context, body: SignIn) -> TokenRead:
+    """Raises `Unauthorized`, and `ValidationFailed` where it is not clear to which organization."""
+    user, kept = await _user_of(shared, body)
+    async with shared.sessions() as session, session.begin():
+        membership = await _chosen(session, user, body.organization)
+        # Whoever has changed the password meanwhile has ended all sign-ins with the one before.
+        present = select(col(User.password_hash)).where(col(User.id) == user.id)
+        if await session.scalar(present) != kept:
+            raise _wrong()
+        token = issue_tokens(session, shared, membership)
+        await append(session, membership.organization.id, deed_of(request, user.id, "create_token"))
+    return token
 
 
-async def _user_of(shared: Context, body: SignIn) -> User:
-    """The user with this password. Raises `Unauthorized`, after the same work for every cause."""
+async def _user_of(shared: Context, body: SignIn) -> tuple[User, str]:
+    """The user with this password, and its hash. Raises `Unauthorized`, each time after the same work."""
     async with shared.sessions() as session:
-        user = await session.scalar(select(User).where(col(User.email) == body.email))
+        user = await user_who_signs_in(session, body.email, body.organization)
     kept = user.password_hash if user is not None else None
     # No connection is held meanwhile: it takes longer than all the rest.
     if not await fits(body.password, kept) or user is None or kept is None:
         raise _wrong()
-    if is_outdated(kept):
-        renewed = await hashed(body.password)
-        async with shared.sessions() as session, session.begin():
-            await session.execute(
-                update(User)
-                .where(col(User.id) == user.id, col(User.password_hash) == kept)
-                .values(password_hash=renewed)
-            )
-    return user
+    if not is_outdated(kept):
+        return user, kept
+    renewed = await hashed(body.password)
+    async with shared.sessions() as session, session.begin():
+        changed = await session.execute(
+            update(User)
+            .where(col(User.id) == user.id, col(User.password_hash) == kept)
+            .values(password_hash=renewed)
+            .returning(col(User.id))
+        )
+        if changed.all():
+            return user, renewed
+        # Another sign-in may have done so at the same moment, or the password is not this one any more.
+        present = await session.scalar(select(col(User.password_hash)).where(col(User.id) == user.id))
+    if present is None or not await fits(body.password, present):
+        raise _wrong()
+    return user, present
 
 
 async def _chosen(session: AsyncSession, user: User, organization: str | None) -> Membership:
@@ -166,22 +166,6 @@ async def _chosen(session: AsyncSession, user: User, organization: str | None) -
     if held is None:
         raise _wrong()
     return held
-
-
-def _begun(
-    session: AsyncSession, shared: Context, membership: Membership, family_id: UUID | None = None
-) -> TokenRead:
-    """An access token, and a refresh token that goes on with the family or begins one."""
-    tokens = shared.authenticator.tokens
-    user_id, organization = membership.user.id, membership.organization
-    lifetime = timedelta(days=shared.settings.refresh_token_days)
-    return TokenRead(
-        access_token=tokens.issue(user_id, organization.id),
-        expires_in=int(tokens.lifetime.total_seconds()),
-        refresh_token=refresh_tokens.issue(session, user_id, organization.id, lifetime, family_id),
-        organization=OrganizationSummary(id=organization.id, slug=organization.slug),
-        role=membership.role,
-    )
 
 
 async def _exchanged(
@@ -208,22 +192,22 @@ async def _exchanged(
     if token.expires_at <= now:
         return None
     token.used_at = now
-    return _begun(session, shared, membership, token.family_id)
+    return issue_tokens(session, shared, membership, token.family_id)
 
 
 async def _end(session: AsyncSession, request: Request, token: RefreshToken, action: str) -> None:
     """Ends the token's family; nothing else may follow in the transaction."""
     # Once: whoever holds an old token must not fill the log with it.
     if await refresh_tokens.end_family(session, token.family_id):
-        await append(session, token.organization_id, _deed(request, token.user_id, action))
-
-
-def _told(request: Request, token: TokenRead) -> Response:
-    return answer(request, token.model_dump(by_alias=True), headers={"Cache-Control": "no-store"})
+        await append(session, token.organization_id, deed_of(request, token.user_id, action))
 
 
 def _wrong() -> Unauthorized:
-    return Unauthorized("The e-mail address or the password is wrong.")
+    # The same for everybody: it must not tell whether there is such a user, or another of the address.
+    return Unauthorized(
+        "The e-mail address or the password is wrong. A user whose address is not verified must name their"
+        " `organization`."
+    )
 
 
 def _ambiguous(memberships: list[Membership]) -> ValidationFailed:
@@ -236,15 +220,3 @@ def _ambiguous(memberships: list[Membership]) -> ValidationFailed:
         ],
     }
     return ValidationFailed(f"organization: {rule}", details=details)
-
-
-def _deed(request: Request, user_id: UUID, action: str) -> Deed:
-    return Deed(
-        actor_type="user",
-        actor_id=user_id,
-        action=action,
-        resource_type="user",
-        resource_id=user_id,
-        address=address_of(request.scope),
-        request_id=request.scope["state"]["request_id"],
-    )

@@ -15,7 +15,7 @@ from sqlmodel import col
 from deployerp.api.background import Background
 from deployerp.api.callers import Caller
 from deployerp.api.external_identities import ExternalIdentities, Origin
-from deployerp.domain.access_tokens import AccessTokens, TokenRefused, key_name_of
+from deployerp.domain.access_tokens import AccessTokens, Claims, TokenRefused, key_name_of
 from deployerp.domain.api_keys import ApiKey, key_id_of, mark_used
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
@@ -136,6 +136,7 @@ class Authenticator:
             memberships = await memberships_of(session, claims.user_id)
         for membership in memberships:
             if membership.organization.id == claims.organization_id:
+                _check_password_unchanged(membership, claims)
                 return _member(membership), claims.expires_at
         raise TokenRefused("its user is disabled, or no member of its organization any more")
 
@@ -178,6 +179,13 @@ class Authenticator:
     async def _mark_used(self, id: UUID, now: datetime) -> None:
         async with self._sessions() as session, session.begin():
             await mark_used(session, id, now)
+
+
+def _check_password_unchanged(membership: Membership, claims: Claims) -> None:
+    """Raises `TokenRefused`. Tokens have whole seconds: one of the second of the change is taken."""
+    changed_at = membership.user.password_changed_at
+    if changed_at is not None and claims.issued_at < int(changed_at.timestamp()):
+        raise TokenRefused("its user has changed the password since")
 
 
 def _member(found: Membership) -> Caller:

@@ -158,19 +158,24 @@ async def change(request: Request) -> Change:
 ChangeDep = Annotated[Change, Depends(change)]
 
 
-async def carry_out(request: Request, caller: Caller, name: str, handle: Handler) -> Response:
-    """Runs an endpoint in its change; all of it is there afterwards, or nothing."""
+async def carry_out(
+    request: Request, caller: Caller, name: str, handle: Handler, secrets: Sequence[str] = ()
+) -> Response:
+    """Runs an endpoint in its change; all of it is there afterwards, or nothing.
+
+    `secrets` are the fields of the answer that are shown once.
+    """
     shared = deps.context(request)
     # All of it, before anything is held: a client that sends slowly must not keep others waiting.
     await request.body()
-    key = await keyed(request, caller.organization_id)
+    key = await keyed(request, caller)
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:
             return given
         made = request.state.change = Change(request, caller, session, shared, Trail(session))
         response = await handle(request)
         if key is not None:
-            await key.keep(session, shared.vault, response)
+            await key.keep(session, shared.vault, response, secrets)
         await session.flush()
         # Last of all: whoever else changes something in the organization waits from here to the commit.
         await append(session, caller.organization_id, _deed(made, name, made.trail.changes()))
@@ -207,12 +212,18 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
 
 def _before_and_after(made: Change, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
     """What the request is about, with its parts, as it was and as it is."""
-    main = next((each for each in changed if each.record is made.about), None)
-    before, after = (main.before, main.after) if main else (snapshot(made.about),) * 2
-    for part in [each for each in changed if any(each.record is known for known in made.parts)]:
-        before = before and before | _without_id(part.before)
-        after = after and after | _without_id(part.after)
+    before, after = _of(made.about, changed)
+    for part in made.parts:
+        part_before, part_after = _of(part, changed)
+        before = before and before | _without_id(part_before)
+        after = after and after | _without_id(part_after)
     return before, after
+
+
+def _of(record: Record, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
+    """A record as it was and as it is, also where nothing of it has changed."""
+    found = next((each for each in changed if each.record is record), None)
+    return (found.before, found.after) if found else (snapshot(record),) * 2
 
 
 def _without_id(told: Data | None) -> Data:

@@ -8,6 +8,7 @@ from fastapi import Depends, Request
 from deployerp.api.authentication import Authenticator
 from deployerp.api.background import Background
 from deployerp.api.callers import Caller
+from deployerp.api.guesses import Guesses
 from deployerp.api.rate_limits import Limiter
 from deployerp.api.totals import Totals
 from deployerp.api.watcher import Watcher
@@ -34,6 +35,7 @@ class Context:
     vault: Vault
     authenticator: Authenticator
     limiter: Limiter
+    guesses: Guesses
     totals: Totals
     background: Background
     watcher: Watcher

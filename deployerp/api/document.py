@@ -1,6 +1,7 @@
 """The contract as an OpenAPI document: what operations have in common is told here, once."""
 
 from collections.abc import Iterator
+from copy import copy
 from typing import Any
 
 from fastapi import FastAPI
@@ -57,8 +58,10 @@ _HEADERS: dict[str, tuple[Document, str]] = {
     "ETag": (_TEXT, "What `If-Match` and `If-None-Match` compare."),
     "Location": (_TEXT, "Where to see how it goes on."),
     "Link": (_TEXT, "The pages around: first, prev, next, last (RFC 8288)."),
-    "Idempotent-Replayed": (_TEXT, "`true` when the answer was given before."),
+    "Idempotent-Replayed": (_TEXT, "`true` when the answer was given before; secrets in it are null."),
 }
+RESPONSE_HEADERS = tuple(_HEADERS)
+"""The names of all headers by which answers tell something."""
 _EVERY = (
     "X-Request-Id",
     "X-RateLimit-Limit",
@@ -84,7 +87,7 @@ def document(app: FastAPI) -> Document:
         title=app.title,
         version=app.version,
         summary=app.summary,
-        routes=app.routes,
+        routes=[_without_head(route) if isinstance(route, Route) else route for route in app.routes],
         tags=[{"name": name, "description": text} for name, text in TAGS.items()],
     )
     components = told["components"]
@@ -103,10 +106,16 @@ def document(app: FastAPI) -> Document:
     return told
 
 
+def _without_head(route: Route) -> Route:
+    described = copy(route)
+    described.methods = route.described_methods
+    return described
+
+
 def _operations(app: FastAPI, told: Document) -> Iterator[tuple[Route, str, Document]]:
     for route in app.routes:
         if isinstance(route, Route) and route.include_in_schema:
-            for method in route.methods or ():
+            for method in route.described_methods:
                 yield route, method, told["paths"][route.path_format][method.lower()]
 
 
@@ -171,7 +180,7 @@ def _links_of(operation: Document) -> Document:
 
 def _headers_of(route: Route, method: str, status: str, *, replayed: bool) -> Document:
     fits = {
-        "Retry-After": status == "429",
+        "Retry-After": status == "429" or (replayed and status == "409"),
         "WWW-Authenticate": status == "401",
         "Location": status == "202",
         "Link": status == "200" and route.name.startswith("list_"),

@@ -18,6 +18,7 @@ from deployerp.domain.database import AWAY_STATES, sqlstate_of
 from deployerp.domain.errors import (
     DeployError,
     Forbidden,
+    IdempotencyInProgress,
     MethodNotAllowed,
     NotFound,
     PayloadTooLarge,
@@ -96,7 +97,7 @@ def answer_of(
         # RFC 6750: only who has shown something is told that it is no good.
         given = "authorization" in request.headers
         headers["WWW-Authenticate"] = 'Bearer error="invalid_token"' if given else "Bearer"
-    if isinstance(error, RateLimitExceeded):
+    if isinstance(error, RateLimitExceeded | IdempotencyInProgress):
         headers["Retry-After"] = str(error.retry_after)
     return Response(encode(body), status or error.status, headers, media_type="application/json")
 
@@ -108,7 +109,9 @@ async def _known(request: Request, error: Exception) -> Response:
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101
-    fields = [{"field": _field(each["loc"]), "message": _rule(each)} for each in error.errors()]
+    # The framework leaves bytes what it was not told to read as JSON.
+    rule = _rule_of_unread if isinstance(error.body, bytes) else _rule
+    fields = [{"field": _field(each["loc"]), "message": rule(each)} for each in error.errors()]
     return answer_of(request, _invalid_fields(fields))
 
 
@@ -117,6 +120,9 @@ async def _http(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == MethodNotAllowed.status:
         headers["Allow"] = _allowed(request)
+        if request.method == "OPTIONS":
+            # No route takes it: it asks for what the address takes.
+            return Response(status_code=204, headers=headers)
     if error.status_code == PayloadTooLarge.status:
         return answer_of(request, PayloadTooLarge(str(error.detail)), headers=headers)
     if error.status_code not in _BY_STATUS:
@@ -128,9 +134,13 @@ async def _http(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> str:
     """Every method of the address: the framework names those of its first route only."""
     routes = [each for each in request.app.routes if each.matches(request.scope)[0] is not Match.NONE]
+    # `/events/stream` fits `/events/{id}` too, which is another address.
+    routes = [each for each in routes if each.path == routes[0].path]
     known = {method for each in routes for method in getattr(each, "methods", None) or ()}
+    if any(getattr(each, "streams", False) for each in routes):
+        known.discard("HEAD")
     # Within what is mounted, files, there are no routes of ours.
-    return ", ".join(sorted(known or {"GET", "HEAD"}))
+    return ", ".join(sorted({"OPTIONS"} | (known or {"GET", "HEAD"})))
 
 
 def unexpected(request: Request, error: Exception) -> Response:
@@ -179,6 +189,12 @@ def _field(location: Sequence[int | str]) -> str:
 def _shown(field: str) -> str:
     """A field's name came with the request: half a surrogate pair or a megabyte of it cannot be sent back."""
     return field[:200].encode(errors="replace").decode()
+
+
+def _rule_of_unread(error: Any) -> str:
+    if error["loc"] == ("body",):
+        return "is not read as JSON: send it with the header `Content-Type: application/json`"
+    return _rule(error)
 
 
 def _rule(error: Any) -> str:

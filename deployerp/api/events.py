@@ -18,17 +18,11 @@ from deployerp.api.lists import Asked
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import View, enum_of
-from deployerp.domain.errors import RateLimitExceeded
 from deployerp.domain.event_types import EVENT_TYPES, EventPattern, EventResource
 from deployerp.domain.events import Event
 
 router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 _PAGE = 100
-# How long there may be nothing to tell: the stream has more to see to.
-_PATIENCE_SECONDS = 1
-# Streams of one organization at one process: each takes its place for as long as it is open.
-_MOST_STREAMS = 100
-_COME_AGAIN_SECONDS = 60
 
 
 class EventRead(View):
@@ -86,12 +80,7 @@ async def stream_events(
 
     Their `id` is the sequence, their `event` the type, their `data` the event as the list has it.
     """
-    if shared.watcher.followers(caller.organization_id) >= _MOST_STREAMS:
-        raise RateLimitExceeded(
-            f"Your organization follows the log {_MOST_STREAMS} times already: close a stream, or come again"
-            " later.",
-            retry_after=_COME_AGAIN_SECONDS,
-        )
+    streams.need_place(shared.watcher, caller.organization_id)
     latest = await shared.watcher.latest(caller.organization_id)
     for name, given in (("Last-Event-ID", last_event_id), ("after", wanted.after)):
         if given is not None and given > latest:
@@ -115,7 +104,7 @@ async def _messages(
             if len(events) < _PAGE:
                 position = max(position, latest)
                 while log.latest <= position:
-                    await log.beyond(position, within=_PATIENCE_SECONDS)
+                    await log.beyond(position, within=streams.PATIENCE_SECONDS)
                     yield b""
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
@@ -13,8 +13,16 @@ from sqlmodel import col
 
 from deployerp.domain.access_tokens import TokenRefused, issuer_of, verified
 from deployerp.domain.audit_log import Deed, append
+from deployerp.domain.email_addresses import verify_address
 from deployerp.domain.settings import TrustedIssuer
-from deployerp.domain.users import EMAIL_PATTERN, Identity, Membership, User, choose, memberships_of
+from deployerp.domain.users import (
+    EMAIL_PATTERN,
+    Identity,
+    Membership,
+    choose,
+    memberships_of,
+    memberships_of_address,
+)
 from deployerp.drivers.jwks import KeySet
 
 Claims = Mapping[str, Any]
@@ -54,6 +62,7 @@ class ExternalIdentities:
             issuer=trusted.issuer,
             audience=trusted.audience,
             require=_REQUIRED,
+            one_audience=False,
         )
         if not _SUBJECT.fullmatch(claims["sub"]):
             raise TokenRefused("its subject is no identifier")
@@ -63,8 +72,9 @@ class ExternalIdentities:
         """The user of verified claims, in the organization that they name. Raises `TokenRefused`.
 
         A subject that is seen for the first time is linked to the member with its e-mail address, if the
-        issuer says that it has verified that. The audit log tells of it: nothing else may follow in the
-        transaction.
+        issuer says that it has verified that. Where it is trusted for all organizations the address counts
+        as verified from then on; an issuer of some organizations must not decide whose it is in others. The
+        audit log tells of both: nothing else may follow in the transaction.
         """
         issuer, subject = claims["iss"], claims["sub"]
         trusted, _ = self._issuers[issuer]
@@ -72,37 +82,84 @@ class ExternalIdentities:
         if organization is not None and not isinstance(organization, str):
             raise TokenRefused("its organization is no text")
         linked = await _identity(session, issuer, subject)
-        user_id = linked.user_id if linked else (await _user_of(session, claims)).id
-        # Also of a subject that is known: whom it is trusted to speak for may have changed since.
-        memberships = [each for each in await memberships_of(session, user_id) if _speaks_for(trusted, each)]
-        membership = choose(memberships, organization)
-        if membership is None:
-            raise TokenRefused(
-                "its user is no member of the organization, or does not name one of several,"
-                " or its issuer is not trusted there"
-            )
+        email = _verified_address(claims)
+        membership = await _chosen(session, trusted, linked, email, organization)
+        verifies = (
+            not trusted.organizations
+            and membership.user.email_verified_at is None
+            and membership.user.email == email
+        )
+        if verifies:
+            membership = await _verified(session, membership)
+        if linked is not None and linked.user_id != membership.user.id:
+            raise TokenRefused("its subject is linked to another user than the one of its e-mail address")
         if linked is None:
-            identity = Identity(user_id=user_id, issuer=issuer, subject=subject)
+            await _check_only_subject(session, membership.user.id, claims)
+            identity = Identity(user_id=membership.user.id, issuer=issuer, subject=subject)
             if await _link(session, identity):
-                await append(session, membership.organization.id, _deed(identity, origin))
+                await append(session, membership.organization.id, _deed("link_identity", identity, origin))
+        elif verifies:
+            await append(session, membership.organization.id, _deed("verify_address", linked, origin))
         return membership
+
+
+async def _chosen(
+    session: AsyncSession,
+    trusted: TrustedIssuer,
+    linked: Identity | None,
+    email: str | None,
+    organization: str | None,
+) -> Membership:
+    """The membership that a token is for. Raises `TokenRefused`."""
+    if linked is None and email is None:
+        raise TokenRefused("its subject is not known, and it has no verified e-mail address")
+    memberships: list[Membership] = []
+    if linked is not None:
+        memberships = await memberships_of(session, linked.user_id)
+    # Also of a subject that is known: whom it is trusted to speak for may have changed since.
+    chosen = choose([each for each in memberships if _speaks_for(trusted, each)], organization)
+    if chosen is None and email is not None and (linked is None or organization is not None):
+        # A user that an organization has made of an address that is verified is meant for its owner.
+        found = await memberships_of_address(session, email)
+        found = [each for each in found if _speaks_for(trusted, each)]
+        verified = [each for each in found if each.user.email_verified_at is not None]
+        # The owner does not have to name one because other organizations use the address too.
+        chosen = choose(verified if verified and organization is None else found, organization)
+    if chosen is None:
+        raise TokenRefused(
+            "its user is no member of the organization, or does not name one of several,"
+            " or its issuer is not trusted there"
+        )
+    return chosen
 
 
 def _speaks_for(trusted: TrustedIssuer, membership: Membership) -> bool:
     return not trusted.organizations or membership.organization.slug in trusted.organizations
 
 
-async def _user_of(session: AsyncSession, claims: Claims) -> User:
+def _verified_address(claims: Claims) -> str | None:
     email = claims.get("email")
     # Some issuers send texts here; "false" would be true.
     if claims.get("email_verified") is not True or not isinstance(email, str) or not _EMAIL.fullmatch(email):
-        raise TokenRefused("its subject is not known, and it has no verified e-mail address")
-    user = await session.scalar(select(User).where(col(User.email) == email.lower()))
-    if user is None:
-        raise TokenRefused("nobody has its e-mail address")
+        return None
+    return email.lower()
+
+
+async def _verified(session: AsyncSession, membership: Membership) -> Membership:
+    try:
+        async with session.begin_nested():
+            verified = await verify_address(session, membership)
+    except IntegrityError:
+        raise TokenRefused("its e-mail address was verified for another user at this moment") from None
+    if verified is None:
+        raise TokenRefused("its user is no member of the organization any more, or disabled")
+    return verified
+
+
+async def _check_only_subject(session: AsyncSession, user_id: UUID, claims: Claims) -> None:
     other = await session.scalar(
         select(col(Identity.id)).where(
-            col(Identity.user_id) == user.id,
+            col(Identity.user_id) == user_id,
             col(Identity.issuer) == claims["iss"],
             col(Identity.subject) != claims["sub"],
         )
@@ -110,7 +167,6 @@ async def _user_of(session: AsyncSession, claims: Claims) -> User:
     if other is not None:
         # An address that is given to somebody new must not give them what the one before had.
         raise TokenRefused("its e-mail address belongs to another subject of its issuer")
-    return user
 
 
 async def _link(session: AsyncSession, identity: Identity) -> bool:
@@ -127,11 +183,11 @@ async def _link(session: AsyncSession, identity: Identity) -> bool:
     return True
 
 
-def _deed(identity: Identity, origin: Origin) -> Deed:
+def _deed(action: str, identity: Identity, origin: Origin) -> Deed:
     return Deed(
         actor_type="user",
         actor_id=identity.user_id,
-        action="link_identity",
+        action=action,
         resource_type="user",
         resource_id=identity.user_id,
         address=origin.address,

@@ -13,9 +13,16 @@ from deployerp.api.requests import address_of, network_of
 from deployerp.api.routes import SAFE
 from deployerp.domain.errors import DeployError, NotFound, PayloadTooLarge, RateLimitExceeded, Unauthorized
 from deployerp.domain.plans import Limits
+from deployerp.domain.secrets import digest
 
 # Asked by machines that must get an answer, with nothing to be had from them.
 _UNCOUNTED = frozenset({"/healthz", "/readyz", "/metrics"})
+# Its credentials are in the body: it counts those that are wrong by itself.
+_SIGNING_IN = "/v1/auth/"
+# Between two tokens of an address that has shown too many that were no good,
+_PAUSE = 0.02
+# of which so many may wait: longer than they would, nobody waits for an answer.
+_MOST_WAITING = 500
 
 
 class Gate:
@@ -29,10 +36,14 @@ class Gate:
             await self._app(scope, receive, send)
             return
         shared: Context = scope["app"].state.context
-        caller, standing = await _admitted(scope, shared)
+        refused: DeployError | None = None
+        caller, standing = None, None
+        try:
+            caller, standing = await _admitted(scope, shared)
+        except RateLimitExceeded as error:
+            refused = error
         state = scope["state"]
         state["caller"] = caller
-        refused: DeployError | None = None
         if standing is not None:
             state["headers"].extend(standing.headers())
             refused = None if standing.admitted else _refusal(caller, standing)
@@ -58,18 +69,42 @@ async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Stand
         network = network_of(address)
         limits = Limits(shared.settings.address_requests_per_minute, None)
         if token is not None:
-            # An address that has guessed too often gets no more looked up. What it asks without a token
-            # does not count here: others of the address come with good ones.
-            guesses = f"refused:{network}"
-            if shared.limiter.is_spent(guesses):
-                # Not as a stranger: the token may be good, and to be told otherwise would be wrong.
-                return None, await shared.limiter.admit(guesses, limits)
-            caller = await _looked_up(scope, shared, token, address)
+            caller, standing = await _identified(scope, shared, token, address)
             if caller is None:
-                await shared.limiter.admit(guesses, limits)
-        if caller is None:
+                return None, standing
+        elif scope["path"].startswith(_SIGNING_IN):
+            return None, None
+        else:
             return None, await shared.limiter.admit(f"address:{network}", limits)
     return caller, await shared.limiter.admit(f"organization:{caller.organization_id}", caller.limits)
+
+
+async def _identified(
+    scope: Scope, shared: Context, token: str, address: str
+) -> tuple[Caller | None, Standing | None]:
+    """Who shows the token; where it is no good, how many more of these its address may show.
+
+    A token that is shown again and again is refused without a look. Others of the address, which may be
+    good, are looked up, slowly once too many were not.
+    """
+    network, limits = network_of(address), Limits(shared.settings.address_requests_per_minute, None)
+    guesses, shown = f"refused:{network}", digest(f"{token} {network}")
+    if shared.limiter.is_spent(f"refused:{shown}"):
+        return None, await shared.limiter.admit(f"refused:{shown}", limits)
+    was_spent = shared.limiter.is_spent(guesses)
+    if was_spent and not shared.guesses.is_good(shown):
+        async with shared.guesses.turn(guesses, pause=_PAUSE, longest=_MOST_WAITING):
+            caller = await _looked_up(scope, shared, token, address)
+    else:
+        caller = await _looked_up(scope, shared, token, address)
+    if caller is not None:
+        shared.guesses.remember(shown)
+        return caller, None
+    shared.guesses.forget(shown)
+    if not was_spent:
+        # Not of every token that is made up: each takes a row.
+        await shared.limiter.admit(f"refused:{shown}", limits)
+    return None, await shared.limiter.admit(guesses, limits)
 
 
 async def _looked_up(scope: Scope, shared: Context, token: str, address: str) -> Caller | None:

@@ -1,16 +1,20 @@
-"""The answer to a request with an `Idempotency-Key` is kept for a day and given again to the same request."""
+"""The answer to a request with an `Idempotency-Key` is kept for a day and given again to its caller."""
 
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
+import orjson
 from fastapi import Request, Response
 from sqlalchemy import BigInteger, bindparam, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from deployerp.api.answers import encode
+from deployerp.api.callers import Caller
 from deployerp.api.errors import invalid_field
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import IdempotencyInProgress, IdempotencyKeyReused
@@ -38,11 +42,20 @@ _CLAIM = Statement(
 
 @dataclass(frozen=True)
 class Keyed:
-    """A request with a key."""
+    """A request with a key, which is its caller's own: others may choose the same."""
 
-    organization_id: UUID
-    key: str
+    caller: Caller
+    given: str
     fingerprint: str
+
+    @property
+    def organization_id(self) -> UUID:
+        return self.caller.organization_id
+
+    @property
+    def key(self) -> str:
+        """What it is kept under: of a user or an API key, not of the organization."""
+        return f"{self.caller.actor_id}:{self.given}"
 
     async def replay(self, session: AsyncSession, vault: Vault) -> Response | None:
         """The answer that was given before, if there is one.
@@ -73,10 +86,12 @@ class Keyed:
                 f"A request with this {HEADER} is being carried out: send it again in a moment."
             )
 
-    async def keep(self, session: AsyncSession, vault: Vault, response: Response) -> None:
-        """Adds the answer to the transaction of its change."""
+    async def keep(
+        self, session: AsyncSession, vault: Vault, response: Response, secrets: Sequence[str]
+    ) -> None:
+        """Adds the answer, without these fields of its data, to the transaction of its change."""
         headers = {name: response.headers[name] for name in _KEPT_HEADERS if name in response.headers}
-        body = base64.b64encode(bytes(response.body)).decode()
+        body = base64.b64encode(_without(bytes(response.body), secrets)).decode()
         await put(
             session,
             IdempotencyRecord(
@@ -90,7 +105,21 @@ class Keyed:
         )
 
 
-async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
+def _without(body: bytes, secrets: Sequence[str]) -> bytes:
+    """An answer to be given again: what is shown once is null, and a note says so."""
+    if not secrets:
+        return body
+    answer = orjson.loads(body)
+    shown = [name for name in secrets if answer["data"].get(name) is not None]
+    if not shown:
+        return body
+    answer["data"] |= dict.fromkeys(shown)
+    named = " and ".join(f"`{name}`" for name in shown)
+    answer["meta"]["note"] = f"{named} was shown once, in the first answer, and is not kept: make a new one."
+    return encode(answer)
+
+
+async def keyed(request: Request, caller: Caller) -> Keyed | None:
     """The key of the request, if it has one. Raises `ValidationFailed` for one that is not sane."""
     keys = request.headers.getlist(HEADER)
     if not keys:
@@ -109,7 +138,7 @@ async def keyed(request: Request, organization_id: UUID) -> Keyed | None:
         # With its length: no two requests run together to the same text.
         told.update(len(part).to_bytes(8))
         told.update(part)
-    return Keyed(organization_id, key, told.hexdigest())
+    return Keyed(caller, key, told.hexdigest())
 
 
 def _restored(kept: dict[str, object], status: int) -> Response:

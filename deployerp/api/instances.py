@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, StrictBool
 
 from deployerp.api import actions
 from deployerp.api.actions import OperationSummary
@@ -14,7 +14,7 @@ from deployerp.api.errors import documented, invalid_field
 from deployerp.api.lists import Text
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, View, enum_of
+from deployerp.api.schemas import Body, Envelope, ShownOnce, View, enum_of
 from deployerp.domain.errors import (
     Conflict,
     InvalidState,
@@ -24,7 +24,7 @@ from deployerp.domain.errors import (
 )
 from deployerp.domain.instances import ADMIN_LOGIN, EnvironmentType, EnvVar, Instance, seal_env_vars
 from deployerp.domain.lifecycles import INSTANCE
-from deployerp.domain.names import EnvName, EnvValue, Name, Slug
+from deployerp.domain.names import EnvName, EnvValue, Name, Slug, check_hostname
 from deployerp.domain.secrets import new_password
 from deployerp.domain.servers import Server
 from deployerp.domain.settings import Settings
@@ -34,7 +34,7 @@ router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route
 
 class EnvVarGiven(Body):
     value: EnvValue
-    secret: bool = Field(False, description="Never shown again.")
+    secret: StrictBool = Field(False, description="Never shown again.")
 
 
 def _with_value(given: object) -> object:
@@ -81,6 +81,9 @@ class InstanceRead(View):
     url: str | None
     status: Annotated[str, enum_of(INSTANCE.states)]
     status_message: str | None
+    desired_state: Annotated[
+        str, Field(description="What was asked for last. A server that starts brings back what is to run.")
+    ]
     deployed_at: datetime | None
     created_at: datetime
     updated_at: datetime
@@ -92,7 +95,7 @@ class InstanceAccepted(InstanceRead):
 
 class AdminPassword(View):
     login: str
-    password: str
+    password: ShownOnce = Field(description="Shown only now.", examples=["kX3v..."])
 
 
 @router.post(
@@ -105,15 +108,15 @@ class AdminPassword(View):
 async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
     """Deploys an Odoo with a database of its own on a server."""
     _check(body, change.shared.settings)
+    _check_hostname(body, change.shared.settings)
     # Locked, so that it is not deleted in the meantime.
-    server = await change.hold(Server, body.server_id, "name", "status")
-    _need_running(server["name"], server["status"])
+    await change.hold(Server, body.server_id)
     instance = _new_instance(body, change)
     taken = Conflict(
         f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
     )
     operation = await actions.create(change, instance, taken)
-    return actions.begun(change, operation, InstanceRead, instance)
+    return await actions.begun(change, operation, InstanceRead, instance)
 
 
 serve(
@@ -169,10 +172,8 @@ async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
 async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeDep) -> Response:
     """Starts, stops or restarts the instance."""
     instance = await change.subject(Instance, InstanceRead, id)
-    server = await change.session.get_one(Server, instance.server_id)
-    _need_running(server.name, server.status)
     operation = await actions.act(change, instance, body.action)
-    return actions.begun(change, operation, InstanceRead, instance)
+    return await actions.begun(change, operation, InstanceRead, instance)
 
 
 router.add_api_route(
@@ -196,12 +197,15 @@ router.add_api_route(
 async def delete_instance(
     id: UUID,
     change: ChangeDep,
-    force: Annotated[bool, Query(description="Also when its server does not answer.")] = False,
+    force: Annotated[
+        bool,
+        Query(description="Also while another operation runs on it, and when its server does not answer."),
+    ] = False,
 ) -> Response:
     """Removes the instance with its database and files."""
     instance = await change.subject(Instance, InstanceRead, id)
     operation = await actions.act(change, instance, "delete", force=force)
-    return actions.begun(change, operation, InstanceRead, instance)
+    return await actions.begun(change, operation, InstanceRead, instance)
 
 
 def _check(body: InstanceCreate, settings: Settings) -> None:
@@ -213,9 +217,11 @@ def _check(body: InstanceCreate, settings: Settings) -> None:
             raise invalid_field(field, f"must be one of {', '.join(allowed)}")
 
 
-def _need_running(name: str, status: str) -> None:
-    if status != "running":
-        raise InvalidState(f"The server {name} is {status}: it must be running.", details={"status": status})
+def _check_hostname(body: InstanceCreate, settings: Settings) -> None:
+    try:
+        check_hostname(f"{body.slug}.{settings.instance_domain}")
+    except ValueError as error:
+        raise invalid_field("slug", str(error)) from None
 
 
 def _new_instance(body: InstanceCreate, change: Change) -> Instance:

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +15,7 @@ from uuid import UUID
 import orjson
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -27,7 +29,7 @@ from sqlmodel import SQLModel
 from deployerp.api.answers import fields_of
 from deployerp.api.errors import invalid_field, invalid_fields
 from deployerp.api.schemas import View
-from deployerp.domain.names import Instant
+from deployerp.domain.names import Instant, Pattern
 from deployerp.domain.reads import Query
 from deployerp.domain.statements import Row
 
@@ -74,7 +76,20 @@ class Asked:
         return tuple(name for name, _ in self.filters)
 
 
-Text = Annotated[str, StringConstraints(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+_LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)")
+
+
+def _with_plus(value: object) -> object:
+    """In a query a bare `+` is read as a space; before the offset of a time nothing else can be meant."""
+    return _LOST_PLUS.sub("+", value) if isinstance(value, str) and "T" in value.upper() else value
+
+
+_QueryInstant = Annotated[Instant, BeforeValidator(_with_plus)]
+Text = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=100),
+    Pattern(r"^[^\x00-\x1f\x7f]+$", "must not hold control characters"),
+]
 _PARAMETERS: dict[str, tuple[Any, str]] = {
     "page": (Annotated[int, Field(ge=1, le=1_000_000)], "The page, from 1."),
     "per_page": (Annotated[int, Field(ge=1, le=100)], "Rows of a page."),
@@ -86,8 +101,8 @@ _PARAMETERS: dict[str, tuple[Any, str]] = {
             " or go meanwhile neither repeat nor hide others; without a total."
         ),
     ),
-    "created_after": (Instant, "Only what was created later (RFC 3339)."),
-    "created_before": (Instant, "Only what was created earlier (RFC 3339)."),
+    "created_after": (_QueryInstant, "Only what was created later (RFC 3339)."),
+    "created_before": (_QueryInstant, "Only what was created earlier (RFC 3339)."),
 }
 _DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20}
 # What is compared otherwise than for being the same: with which column, and how.
@@ -103,7 +118,7 @@ _COMPARED: dict[str, tuple[str, Callable[[Any, Any], Any]]] = {
 _SORTED: dict[Any, TypeAdapter[Any]] = {
     datetime: TypeAdapter(Instant),
     int: TypeAdapter(Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]),
-    str: TypeAdapter(Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]),
+    str: TypeAdapter(Annotated[str, Pattern(r"^[^\x00]*$", "must not hold a NUL character")]),
 }
 
 
@@ -111,7 +126,8 @@ _SORTED: dict[Any, TypeAdapter[Any]] = {
 class Listing:
     """The list of one kind of record: its columns, and what it can be filtered, searched and sorted by.
 
-    `filters` gives the type of each exact match by the name of its column.
+    `filters` gives the type of each exact match by the name of its column, `searched` what is searched in
+    place of a column that is not all to be searched.
     """
 
     model: type[SQLModel]
@@ -120,6 +136,7 @@ class Listing:
     search: Sequence[str]
     sorts: Sequence[str]
     order: Order
+    searched: Mapping[str, Any]
 
     def asked(self, query_string: bytes) -> Asked:
         """Raises `ValidationFailed` for parameters that are unknown, given twice, or break their rule."""
@@ -219,7 +236,8 @@ class Listing:
         if name == "q":
             # Lowered by the database on both sides: databases and Python differ in what lower case is.
             pattern = func.lower(bindparam(name, type_=String))
-            return or_(*(func.lower(self._columns[each]).like(pattern, escape="\\") for each in self.search))
+            texts = (self.searched.get(each, self._columns[each]) for each in self.search)
+            return or_(*(func.lower(text).like(pattern, escape="\\") for text in texts))
         column_name, compare = _COMPARED.get(name, (name, operator.eq))
         column = self._columns[column_name]
         return compare(column, bindparam(name, type_=column.type))

@@ -1,15 +1,15 @@
 """Operations: what runs, how far it is, and how to stop it or try again."""
 
-import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
@@ -17,7 +17,7 @@ from sqlmodel import col
 from deployerp.api import actions, streams
 from deployerp.api.actions import OperationSummary
 from deployerp.api.answers import Data, shown, single
-from deployerp.api.changes import ChangeDep, owned
+from deployerp.api.changes import Change, ChangeDep, owned
 from deployerp.api.deps import CallerDep, Context, ContextDep
 from deployerp.api.errors import documented
 from deployerp.api.lists import Text
@@ -26,7 +26,6 @@ from deployerp.api.routes import Route, needs
 from deployerp.api.schemas import Envelope, View, enum_of
 from deployerp.domain.database import tenant_transaction
 from deployerp.domain.errors import InvalidState, NotFound, OperationInProgress, Unavailable
-from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import (
     LIFECYCLES,
     OPEN_OPERATION_STATES,
@@ -36,10 +35,9 @@ from deployerp.domain.lifecycles import (
     ResourceType,
 )
 from deployerp.domain.operations import Operation, OperationStep
-from deployerp.domain.servers import Server
+from deployerp.domain.ordering import MODELS
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Route)
-_POLL_SECONDS = 0.3
 
 
 class StepRead(View):
@@ -48,6 +46,7 @@ class StepRead(View):
     state: Annotated[str, enum_of(STEP_STATES)]
     detail: str | None
     attempt: int
+    next_attempt_at: datetime | None = Field(description="When a step that failed is tried again.")
     started_at: datetime
     finished_at: datetime | None
 
@@ -98,6 +97,7 @@ async def stream_operation(
     id: UUID, request: Request, shared: ContextDep, caller: CallerDep
 ) -> StreamingResponse:
     """Server-sent events: the whole operation at each change, until it has ended."""
+    streams.need_place(shared.watcher, caller.organization_id)
     await _read_own(shared, caller.organization_id, id)
     return streams.stream(request, _changes_of(shared, caller.organization_id, id))
 
@@ -110,13 +110,18 @@ async def _read_own(shared: Context, organization_id: UUID, id: UUID) -> Data:
 
 async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncGenerator[bytes]:
     known: Data = {}
-    while True:
-        told = await _read_own(shared, organization_id, id)
-        yield b"" if told == known else streams.message("operation", told)
-        if told["state"] not in OPEN_OPERATION_STATES:
-            return
-        known = told
-        await asyncio.sleep(_POLL_SECONDS)
+    with shared.watcher.following_operation(organization_id, id) as changes:
+        while True:
+            # Before the operation is read: what comes after that is told with the next read.
+            seen = changes.latest
+            told = await _read_own(shared, organization_id, id)
+            yield b"" if told == known else streams.message("operation", told)
+            if told["state"] not in OPEN_OPERATION_STATES:
+                return
+            known = told
+            while changes.latest <= seen:
+                await changes.beyond(seen, within=streams.PATIENCE_SECONDS)
+                yield b""
 
 
 @router.post(
@@ -127,18 +132,31 @@ async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> Async
 )
 @needs("manage:operations")
 async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
-    """Asks the operation to stop and to undo what it has made."""
+    """Asks the operation, and those that it has ordered, to stop and to undo what they have made."""
     operation = await change.owned(Operation, id, lock=True)
     change.about = operation
     if operation.state not in OPEN_OPERATION_STATES:
         raise InvalidState(
             f"The operation has {operation.state} already.", details={"state": operation.state}
         )
-    operation.state = "cancelling"
+    operations = (operation, *await _ordered_by(change, operation))
+    for each in operations:
+        each.state = "cancelling"
     # Also when it was never started: its workflow then finds that it was cancelled, and says so.
     response = actions.accepted(change, operation)
-    change.afterwards.append(partial(_cancel, change.shared, operation.order.workflow_id))
+    change.afterwards += [partial(_cancel, change.shared, each.order.workflow_id) for each in operations]
     return response
+
+
+async def _ordered_by(change: Change, operation: Operation) -> Sequence[Operation]:
+    """The open operations that this one has ordered, locked."""
+    found = await change.session.scalars(
+        select(Operation)
+        .where(col(Operation.parent_id) == operation.id, col(Operation.state).in_(OPEN_OPERATION_STATES))
+        .order_by(col(Operation.id))
+        .with_for_update()
+    )
+    return found.all()
 
 
 async def _cancel(shared: Context, workflow_id: str) -> None:
@@ -164,10 +182,7 @@ async def retry_operation(id: UUID, change: ChangeDep) -> Response:
         raise InvalidState(f"The operation is {failed.state}: only failed and cancelled ones are retried.")
     # Nobody does by trying again what they may not do by themselves.
     change.caller.need(LIFECYCLES[failed.typed_resource].actions[failed.action].permission)
-    resource = await change.owned(_MODELS[failed.typed_resource], failed.resource_id, lock=True)
+    resource = await change.owned(MODELS[failed.typed_resource], failed.resource_id, lock=True)
     change.about = resource
     operation = await actions.retry(change, failed, resource)
     return actions.accepted(change, operation)
-
-
-_MODELS: dict[ResourceType, Any] = {"server": Server, "instance": Instance}

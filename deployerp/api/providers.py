@@ -20,7 +20,9 @@ from deployerp.domain.lifecycles import DELETED
 from deployerp.domain.names import Name
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
+from deployerp.domain.settings import Settings
 from deployerp.drivers.cloud import credential_fields, provider_kinds
+from deployerp.drivers.urls import check_destination, check_url
 
 router = APIRouter(prefix="/v1/providers", tags=["providers"], route_class=Route)
 
@@ -29,7 +31,7 @@ class ProviderCreate(Body):
     name: Name
     kind: str = Field(json_schema_extra={"enum": list(provider_kinds())}, examples=["docker"])
     credentials: dict[str, Annotated[str, StringConstraints(max_length=20_000)]] = Field(
-        default_factory=dict, description="What the kind asks for; kept encrypted."
+        default_factory=dict, description="What the kind asks for (docs/api.md lists it); kept encrypted."
     )
 
 
@@ -44,7 +46,7 @@ class ProviderRead(View):
 @router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[ProviderRead])
 @needs("manage:providers")
 async def create_provider(body: ProviderCreate, change: ChangeDep) -> Response:
-    _check(body)
+    _check(body, change.shared.settings)
     provider = Provider(
         organization_id=change.caller.organization_id,
         name=body.name,
@@ -81,13 +83,24 @@ async def delete_provider(id: UUID, change: ChangeDep) -> Response:
     return Response(status_code=204)
 
 
-def _check(body: ProviderCreate) -> None:
+def _check(body: ProviderCreate, settings: Settings) -> None:
     if body.kind not in provider_kinds():
         raise invalid_field("kind", f"must be one of {', '.join(provider_kinds())}")
     fields = {field.name: field for field in credential_fields(body.kind)}
     for name in body.credentials:
         if name not in fields:
-            raise invalid_field(f"credentials.{name}", f"{body.kind} does not know it")
+            known = ", ".join(fields) or "no credentials at all"
+            raise invalid_field(f"credentials.{name}", f"is not known to {body.kind}, which takes {known}")
     for name, field in fields.items():
-        if field.required and not body.credentials.get(name):
-            raise invalid_field(f"credentials.{name}", f"{body.kind} needs it")
+        given = body.credentials.get(name)
+        if field.required and not given:
+            raise invalid_field(f"credentials.{name}", f"is missing: {body.kind} needs it ({field.meaning})")
+        if given and field.is_url:
+            _check_url(f"credentials.{name}", given, settings)
+
+
+def _check_url(field: str, url: str, settings: Settings) -> None:
+    try:
+        check_destination(check_url(url), settings.allowed_networks)
+    except ValueError as error:
+        raise invalid_field(field, str(error)) from None

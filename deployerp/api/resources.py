@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from sqlmodel import SQLModel
 
 from deployerp.api import deps
-from deployerp.api.answers import answer, single
+from deployerp.api.answers import answer, disclosed, single
 from deployerp.api.changes import missing, snake
 from deployerp.api.errors import documented
 from deployerp.api.lists import TOTAL, Asked, Listing, Order
@@ -29,12 +29,14 @@ def serve(
     sorts: Sequence[str] = ("created_at",),
     order: Order = "desc",
     single_view: bool = True,
+    searched: Mapping[str, Any] | None = None,
 ) -> Listing:
     """Adds the list of a resource to its router, and the single one where nothing but its row tells of it.
 
-    The first of `sorts` is the order that a list has by itself.
+    The first of `sorts` is the order that a list has by itself. `searched` are expressions in place of
+    columns of which not all may be searched.
     """
-    listing = Listing(model, view, filters or {}, search, sorts, order)
+    listing = Listing(model, view, filters or {}, search, sorts, order, searched or {})
     plural = router.prefix.rpartition("/")[2]
     permission = needs(f"read:{plural}")
     plural_name, name = plural.replace("-", "_"), model.__name__
@@ -73,7 +75,7 @@ async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
     found = await deps.context(request).reader.rows(organization_id, listing.one, values)
     if not found:
         raise missing(name, id)
-    return found[0]
+    return disclosed(listing.view, found[0])
 
 
 async def _listed(request: Request, listing: Listing) -> Response:
@@ -100,7 +102,8 @@ async def _listed(request: Request, listing: Listing) -> Response:
     path = request.scope["path"]
     same = f"{path}?{urlencode(asked.same)}{'&' if asked.same else ''}"
     told = ", ".join(f'<{same}{name}={value}>; rel="{rel}"' for rel, (name, value) in links.items())
-    return answer(request, rows, meta=meta, headers={"Link": told})
+    shown_rows = [disclosed(listing.view, row) for row in rows]
+    return answer(request, shown_rows, meta=meta, headers={"Link": told})
 
 
 def _total_of(asked: Asked, rows: list[Row]) -> int | None:

@@ -1,16 +1,20 @@
 """The one way into every endpoint: who may, in which transaction, answered how often, told to the log."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
 
 from deployerp.api import deps
 from deployerp.api.changes import Handler, carry_out
+from deployerp.api.schemas import shown_once
+from deployerp.domain.errors import MethodNotAllowed
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 SAFE = {"GET", "HEAD", "OPTIONS"}
@@ -49,16 +53,6 @@ def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
     return declare
 
 
-def beforehand(work: Callable[[Request], Awaitable[None]]) -> Callable[[Endpoint], Endpoint]:
-    """Declares what is done before the transaction of a change: what takes long must not hold one."""
-
-    def declare(endpoint: Endpoint) -> Endpoint:
-        endpoint.__dict__["beforehand"] = work
-        return endpoint
-
-    return declare
-
-
 def public(endpoint: Endpoint) -> Endpoint:
     """Declares that anybody may call, and that nothing is done in an organization's name."""
     return needs(PUBLIC)(endpoint)
@@ -84,31 +78,49 @@ class Route(APIRoute):
         if permission is None:
             raise TypeError(f"{endpoint.__name__} must declare `@needs(...)` or `@public`")
         self.permission = permission
-        self.beforehand: Callable[[Request], Awaitable[None]] | None = getattr(endpoint, "beforehand", None)
         self.deprecation: Deprecation | None = getattr(endpoint, "deprecation", None)
         options["generate_unique_id_function"] = _operation_id
         options["deprecated"] = self.deprecation is not None or None
+        # HEAD would have a stream go on without end, with nobody to read it.
+        self.streams = options.get("response_class") is StreamingResponse
         super().__init__(path, endpoint, **options)
+        if self.methods and "GET" in self.methods:
+            # The same answer; the server leaves its body out.
+            self.methods.add("HEAD")
+
+    @property
+    def described_methods(self) -> set[str]:
+        """Without HEAD, which goes with every GET: clients would be given each of their functions twice."""
+        return (self.methods or set()) - {"HEAD"}
 
     def get_route_handler(self) -> Handler:
         handle = self._guarded(super().get_route_handler())
+        handle = _refusing_head(handle) if self.streams else handle
         return handle if self.deprecation is None else _told_old(handle, self.deprecation)
 
     def _guarded(self, handle: Handler) -> Handler:
-        permission, beforehand = self.permission, self.beforehand
+        permission = self.permission
         if permission == PUBLIC:
             return handle
         changes = not (self.methods or set()) <= SAFE
-        name = self.name
+        name, secrets = self.name, shown_once(self.response_model)
 
         async def guarded(request: Request) -> Response:
             caller = deps.caller(request)
             caller.need(permission)
-            if beforehand is not None:
-                await beforehand(request)
-            return await (carry_out(request, caller, name, handle) if changes else handle(request))
+            return await (carry_out(request, caller, name, handle, secrets) if changes else handle(request))
 
         return guarded
+
+
+def _refusing_head(handle: Handler) -> Handler:
+    # Not by a route without HEAD: the framework would go on to `/{id}` with the path of the stream.
+    async def refuse_head(request: Request) -> Response:
+        if request.method == "HEAD":
+            raise HTTPException(MethodNotAllowed.status)
+        return await handle(request)
+
+    return refuse_head
 
 
 def _told_old(handle: Handler, deprecation: Deprecation) -> Handler:

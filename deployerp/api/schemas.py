@@ -1,16 +1,17 @@
 """The envelope that every answer comes in, and the way our fields are spelled."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeGuard, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
 from deployerp.domain.base import utc_now
 
 T = TypeVar("T")
+Disclose = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def enum_of(values: Sequence[str]) -> WithJsonSchema:
@@ -20,6 +21,17 @@ def enum_of(values: Sequence[str]) -> WithJsonSchema:
 
 # No body has more in one place; what has is not worth the time of looking at every part of it.
 _MOST_PARTS = 1000
+
+
+def _check_number(value: object) -> object:
+    # The library would take true for 1 and "24" for 24.
+    if isinstance(value, bool | str):
+        raise ValueError("must be a whole number")
+    return value
+
+
+Integer = Annotated[int, BeforeValidator(_check_number)]
+"""A whole number as JSON has it: also 24.0, and neither text nor a truth value."""
 
 
 class Body(BaseModel):
@@ -41,6 +53,30 @@ class View(BaseModel):
     """What clients get, in camelCase, read off a record."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
+    # Masks what is secret in fields that are shown otherwise.
+    disclose: ClassVar[Disclose | None] = None
+
+
+_SHOWN_ONCE = "x-shown-once"
+ShownOnce = Annotated[str | None, Field(json_schema_extra={_SHOWN_ONCE: True})]
+"""A secret in the first answer to a request: it is not kept, and is null where the answer is given again."""
+
+
+def shown_once(envelope: object) -> tuple[str, ...]:
+    """The fields of an answer's data, as clients see them, that show a secret once."""
+    data = envelope.model_fields.get("data") if _is_model(envelope) else None
+    view = data.annotation if data is not None else None
+    if not _is_model(view):
+        return ()
+    return tuple(
+        field.alias or name
+        for name, field in view.model_fields.items()
+        if isinstance(field.json_schema_extra, dict) and _SHOWN_ONCE in field.json_schema_extra
+    )
+
+
+def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 class Meta(BaseModel):

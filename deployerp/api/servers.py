@@ -1,8 +1,6 @@
 """Servers: machines that host instances."""
 
-from contextlib import suppress
 from datetime import datetime
-from functools import partial
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -14,7 +12,6 @@ from sqlmodel import col
 from deployerp.api import actions
 from deployerp.api.actions import OperationSummary
 from deployerp.api.changes import Change, ChangeDep
-from deployerp.api.deps import Context
 from deployerp.api.errors import documented
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
@@ -25,7 +22,6 @@ from deployerp.domain.errors import (
     NotFound,
     OperationInProgress,
     PreconditionFailed,
-    Unavailable,
 )
 from deployerp.domain.instances import Instance
 from deployerp.domain.lifecycles import DELETED, SERVER
@@ -82,7 +78,7 @@ async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
     server = Server(organization_id=change.caller.organization_id, **body.model_dump())
     taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
     operation = await actions.create(change, server, taken)
-    return actions.begun(change, operation, ServerRead, server)
+    return await actions.begun(change, operation, ServerRead, server)
 
 
 serve(
@@ -103,10 +99,13 @@ serve(
 )
 @needs("manage:servers")
 async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) -> Response:
-    """Starts, stops or restarts the machine."""
+    """Starts, stops or restarts the machine, and with it its instances.
+
+    Instances that run are stopped with their server; those whose `desiredState` is `running` start with it.
+    """
     server = await change.subject(Server, ServerRead, id)
     operation = await actions.act(change, server, body.action)
-    return actions.begun(change, operation, ServerRead, server)
+    return await actions.begun(change, operation, ServerRead, server)
 
 
 @router.delete(
@@ -125,24 +124,10 @@ async def delete_server(
 ) -> Response:
     """Destroys the machine; with `force`, also with its instances, and forgets what cannot be reached."""
     server = await change.subject(Server, ServerRead, id)
-    if force:
-        await _supersede(change, server)
-    else:
+    if not force:
         await _need_empty(change, server)
     operation = await actions.act(change, server, "delete", force=force)
-    return actions.begun(change, operation, ServerRead, server)
-
-
-async def _supersede(change: Change, server: Server) -> None:
-    superseded = await actions.supersede(change, server)
-    if superseded is not None:
-        change.afterwards.append(partial(_end, change.shared, superseded.order.workflow_id))
-
-
-async def _end(shared: Context, workflow_id: str) -> None:
-    # Where Temporal does not answer, its workflow ends by itself: a closed operation is not claimed again.
-    with suppress(Unavailable):
-        await shared.temporal.terminate(workflow_id, "The server was deleted by force.")
+    return await actions.begun(change, operation, ServerRead, server)
 
 
 async def _need_empty(change: Change, server: Server) -> None:

@@ -1,5 +1,6 @@
 """The process that answers."""
 
+import asyncio
 import gc
 import socket
 from typing import Any, cast
@@ -12,8 +13,40 @@ from deployerp.api.answers import encode
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import ValidationFailed
 
+# So long a client may take for the head of a request; the first counts from the connection.
+HEAD_SECONDS = 10.0
+
 
 class _Protocol(HttpToolsProtocol):
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._time_head()
+
+    def data_received(self, data: bytes) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self._time_head()
+        super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self._stop_timing()
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timing()
+        super().connection_lost(exc)
+
+    def _time_head(self) -> None:
+        """Has the connection closed unless a whole head comes in time: each one takes a file descriptor."""
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def _stop_timing(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def send_400_response(self, msg: str) -> None:
         """What is no HTTP never comes to the application; it is answered in the envelope all the same."""
         request_id = uuid4().hex

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
+from uuid import UUID
 
 import structlog
 from fastapi import Request
@@ -14,7 +15,8 @@ from deployerp.api.answers import encode
 from deployerp.api.errors import away
 from deployerp.api.gate import bearer_of
 from deployerp.api.schemas import View
-from deployerp.domain.errors import Forbidden, Unauthorized
+from deployerp.api.watcher import Watcher
+from deployerp.domain.errors import Forbidden, RateLimitExceeded, Unauthorized
 
 # Proxies close a stream that is silent for long, and whoever may not read it any more must soon be told
 # nothing more.
@@ -22,6 +24,11 @@ _HEARTBEAT_SECONDS = 15
 _HEARTBEAT = b": still here\n\n"
 # In milliseconds: how long a client that has lost it waits before it comes again.
 _RETRY = b"retry: 1000\n\n"
+# Streams of one organization at one process: each takes its place for as long as it is open.
+_MOST_STREAMS = 100
+_COME_AGAIN_SECONDS = 60
+# How long there may be nothing to tell: a stream has more to see to.
+PATIENCE_SECONDS = 1
 log = structlog.get_logger()
 
 
@@ -41,6 +48,15 @@ def message(event: str, data: object, id: int | None = None) -> bytes:
     """One event; its data is JSON, which takes a single line."""
     numbered = b"" if id is None else b"id: %d\n" % id
     return numbered + b"event: %s\ndata: %s\n\n" % (event.encode(), encode(data))
+
+
+def need_place(watcher: Watcher, organization_id: UUID) -> None:
+    """Raises `RateLimitExceeded` where the organization has all the streams open that it may have."""
+    if watcher.streams(organization_id) >= _MOST_STREAMS:
+        raise RateLimitExceeded(
+            f"Your organization has {_MOST_STREAMS} streams open: close one, or come again later.",
+            retry_after=_COME_AGAIN_SECONDS,
+        )
 
 
 def stream(request: Request, messages: AsyncGenerator[bytes]) -> StreamingResponse:

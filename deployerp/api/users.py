@@ -1,27 +1,28 @@
 """Users: the people of the organization, and what they may do in it."""
 
-from contextlib import suppress
 from datetime import datetime
 from types import SimpleNamespace
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field, StringConstraints
+from pydantic import Field
 from sqlalchemy import func, select
 from sqlmodel import col
 
 from deployerp.api.answers import Data, shown, single, tagged
 from deployerp.api.callers import Caller
 from deployerp.api.changes import Change, ChangeDep, missing
-from deployerp.api.errors import documented, invalid_field
+from deployerp.api.errors import documented
 from deployerp.api.resources import find, serve
-from deployerp.api.routes import Route, beforehand, needs
-from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.routes import Route, needs
+from deployerp.api.schemas import Body, Envelope, ShownOnce, View
+from deployerp.domain import set_password_tokens
 from deployerp.domain.database import as_control_plane
+from deployerp.domain.email_addresses import member_with_address, user_of_verified
 from deployerp.domain.errors import Conflict, NotFound, PreconditionFailed
 from deployerp.domain.names import Name
-from deployerp.domain.passwords import LONGEST, SHORTEST, check_password, hashed
+from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import ROLE_PERMISSIONS, ROLES, Role
 from deployerp.domain.users import (
     Email,
@@ -40,11 +41,6 @@ class UserCreate(Body):
     email: Email = Field(examples=["ada@example.com"])
     name: Name = Field(examples=["Ada Lovelace"])
     role: Role
-    password: Annotated[str, StringConstraints(min_length=SHORTEST, max_length=LONGEST)] | None = Field(
-        None,
-        description="Without one they come by a trusted issuer of tokens.",
-        examples=["correct horse battery"],
-    )
 
 
 class UserUpdate(Body):
@@ -57,40 +53,49 @@ class UserUpdate(Body):
 class UserRead(View):
     id: UUID
     email: str = Field(examples=["ada@example.com"])
+    email_verified_at: datetime | None = Field(
+        description="When the user was proven to own the address. Until then it is known to this organization"
+        " only, which can reset the password.",
+        examples=[None],
+    )
     name: str = Field(examples=["Ada Lovelace"])
     role: Role
     created_at: datetime = Field(description="When they came to the organization.")
 
 
-async def _hash_password(request: Request) -> None:
-    """Notes the hash of a good password; what else is wrong with the body, the endpoint says."""
-    with suppress(ValueError, RecursionError):
-        given = UserCreate.model_validate(await request.json())
-        if given.password is not None:
-            check_password(given.password, given.email)
-            request.state.password_hash = await hashed(given.password)
+class UserCreated(UserRead):
+    set_password_token: ShownOnce = Field(
+        description="For `POST /v1/auth/set-password`, once, within 7 days; shown only now. Null for a user"
+        " of another organization, who keeps the password.",
+        examples=["erp_password_..."],
+    )
 
 
-@router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[UserRead])
+@router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[UserCreated])
 @needs("manage:users")
-@beforehand(_hash_password)
 async def create_user(body: UserCreate, change: ChangeDep) -> Response:
-    """Makes a user, or a member of one whom the caller has in charge in another organization already."""
+    """Makes a user, who chooses a password with the one-time token of the answer.
+
+    The e-mail address is known to this organization only, until the user is proven to own it. A user whose
+    verified address it is becomes a member where the caller manages users in another organization of theirs.
+    """
     _check_grant(change.caller, body.role)
-    if body.password is not None:
-        _check_password(body.password, body.email)
-    password_hash = None if body.password is None else change.request.state.password_hash
+    organization_id = change.caller.organization_id
+    token = None
     async with as_control_plane(change.session):
-        user = await change.session.scalar(select(User).where(col(User.email) == body.email))
+        await _check_new(change, body.email)
+        user = await _user_in_charge(change, body.email)
+        is_new = user is None
         if user is None:
-            user = User(email=body.email, name=body.name, password_hash=password_hash)
-            await change.add(user, _in_use(body.email))
-        else:
-            await _check_known(change, user, body)
-        member = Member(organization_id=change.caller.organization_id, user_id=user.id, role=body.role)
-        await change.add(member, _in_use(body.email))
+            user = User(email=body.email, name=body.name, home_organization_id=organization_id)
+            await change.add(user, _already(body.email))
+        member = Member(organization_id=organization_id, user_id=user.id, role=body.role)
+        await change.put(member, _already(body.email))
         change.about, change.parts = user, [member]
-    return tagged(change.request, _told(user, member), status=201)
+        if is_new:
+            token = await set_password_tokens.issue(change.session, user.id, organization_id)
+    more = {"setPasswordToken": token}
+    return tagged(change.request, _told(user, member), status=201, more=more)
 
 
 _LISTING = serve(
@@ -115,7 +120,7 @@ async def get_user(id: UUID, request: Request) -> Response:
 )
 @needs("manage:users")
 async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response:
-    """Changes a role, which counts within seconds, or a name."""
+    """Changes a role, which counts within seconds, or a name. A new role ends a set-password token."""
     user, member, owners = await _subject(change, id)
     if body.role is not None and body.role != member.role:
         _check_grant(change.caller, cast("Role", member.role))
@@ -123,6 +128,9 @@ async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response
         _check_owners(owners, user)
         member.role = body.role
         change.forgotten.append(user.id)
+        async with as_control_plane(change.session):
+            # Whoever had it made for the role before must not come by the new one.
+            await set_password_tokens.end(change.session, user.id, member.organization_id)
     if body.name is not None and body.name != user.name:
         async with as_control_plane(change.session):
             await _check_alone(change, user)
@@ -142,6 +150,34 @@ async def remove_user(id: UUID, change: ChangeDep) -> Response:
         await end_membership(change.session, member)
     change.forgotten.append(user.id)
     return Response(status_code=204)
+
+
+@router.post(
+    "/{id}/reset-password",
+    responses=documented(NotFound, Conflict),
+    response_model=Envelope[UserCreated],
+)
+@needs("manage:users")
+async def reset_password(id: UUID, change: ChangeDep) -> Response:
+    """Makes a new set-password token, which ends the one before; the password stays until it is used.
+
+    Only of a user whose e-mail address is not verified, and who belongs to this organization alone. Others
+    change their password themselves, or ask whoever runs the control plane.
+    """
+    user, member, _ = await _subject(change, id)
+    _check_grant(change.caller, cast("Role", member.role))
+    if user.id == change.caller.actor_id:
+        raise Conflict("This is your own password: change it with `POST /v1/me/password`.")
+    if user.email_verified_at is not None:
+        raise Conflict(
+            f"{user.email} is verified: only the user can change the password, with `POST /v1/me/password`."
+            " Whoever runs this control plane can reset it, with `deployerp users reset-password`."
+        )
+    if user.disabled_at is not None:
+        raise Conflict("The user is disabled: whoever runs this control plane can enable them.")
+    async with as_control_plane(change.session):
+        token = await set_password_tokens.issue(change.session, user.id, member.organization_id)
+    return tagged(change.request, _told(user, member), more={"setPasswordToken": token})
 
 
 async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
@@ -169,7 +205,12 @@ async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
 
 def _told(user: User, member: Member) -> Data:
     person = SimpleNamespace(
-        id=user.id, email=user.email, name=user.name, role=member.role, created_at=member.created_at
+        id=user.id,
+        email=user.email,
+        email_verified_at=user.email_verified_at,
+        name=user.name,
+        role=member.role,
+        created_at=member.created_at,
     )
     return shown(UserRead, person)
 
@@ -183,34 +224,32 @@ def _check_owners(owners: list[UUID], user: User) -> None:
         raise Conflict("They are the only owner: make somebody else an owner first.")
 
 
-def _check_password(password: str, email: str) -> None:
-    try:
-        check_password(password, email)
-    except ValueError as error:
-        raise invalid_field("password", str(error)) from None
-
-
-async def _check_known(change: Change, user: User, body: UserCreate) -> None:
-    """Whether a user of other organizations may be added. Raises `Conflict`, `ValidationFailed`.
-
-    Whoever made the user may know the password: only who answers for them there may bring them here.
-    """
-    # Asked apart from the memberships in which they can act: who is disabled has none of those.
-    here = await change.session.scalar(
-        select(col(Member.id)).where(
-            col(Member.user_id) == user.id, col(Member.organization_id) == change.caller.organization_id
-        )
+async def _check_new(change: Change, email: str) -> None:
+    """Raises `Conflict` where a member has the address; no other comes by it until the transaction ends."""
+    organization_id = change.caller.organization_id
+    await change.session.execute(
+        select(col(Organization.id))
+        .where(col(Organization.id) == organization_id)
+        .with_for_update(key_share=True)
     )
+    here = await member_with_address(change.session, organization_id, email)
     if here is not None:
         disabled = ", and disabled: whoever runs this control plane can enable them"
-        raise Conflict(f"{body.email} is a member already{disabled if user.disabled_at else ''}.")
+        raise Conflict(f"{email} is a member already{disabled if here.disabled_at else ''}.")
+
+
+async def _user_in_charge(change: Change, email: str) -> User | None:
+    """The user whose verified address it is, where the caller manages users in an organization of theirs.
+
+    To anybody else that user does not exist: an address must not tell who uses this control plane.
+    """
+    user = await user_of_verified(change.session, email)
+    if user is None:
+        return None
     theirs = {each.organization.id for each in await memberships_of(change.session, user.id)}
     callers = await memberships_of(change.session, change.caller.actor_id)
     in_charge = {each.organization.id for each in callers if "manage:users" in ROLE_PERMISSIONS[each.role]}
-    if not theirs & in_charge:
-        raise _in_use(body.email)
-    if body.password is not None:
-        raise invalid_field("password", "must be left out: they have signed in elsewhere and keep theirs")
+    return user if theirs & in_charge else None
 
 
 async def _check_alone(change: Change, user: User) -> None:
@@ -222,9 +261,5 @@ async def _check_alone(change: Change, user: User) -> None:
         raise Conflict("They are members of other organizations too: only they can change their name.")
 
 
-def _in_use(email: str) -> Conflict:
-    return Conflict(
-        f"{email} belongs to a user of another organization: it can be added by somebody who manages users"
-        " in both.",
-        details={"field": "email"},
-    )
+def _already(email: str) -> Conflict:
+    return Conflict(f"{email} is a member already.")

@@ -1,37 +1,62 @@
 """Webhook endpoints: where events are sent."""
 
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field, StrictBool
+from sqlalchemy import and_, case, func, literal_column, select
+from sqlmodel import col
 from yarl import URL
 
 from deployerp.api.changes import Change, ChangeDep
 from deployerp.api.errors import documented, invalid_field
 from deployerp.api.resources import serve
 from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.schemas import Body, Disclose, Envelope, Integer, ShownOnce, View
 from deployerp.api.webhook_deliveries import DeliverySummary, under_way, wake_afterwards
 from deployerp.domain.base import utc_now
-from deployerp.domain.errors import InvalidState, NotFound, PreconditionFailed
+from deployerp.domain.errors import InvalidState, NotFound, PreconditionFailed, QuotaExceeded
 from deployerp.domain.event_log import write_ping
 from deployerp.domain.event_types import EventPattern
 from deployerp.domain.names import Description, Instant
+from deployerp.domain.organizations import Organization
 from deployerp.domain.secrets import Vault
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, WebhookFormat, new_webhook_secret
+from deployerp.domain.webhook_endpoints import (
+    CHAT_HOSTS,
+    MASKED_PATH,
+    WebhookEndpoint,
+    WebhookFormat,
+    is_secret_url,
+    new_webhook_secret,
+)
 from deployerp.domain.webhook_headers import Headers
 from deployerp.domain.webhook_queue import wake
 from deployerp.domain.webhook_replays import find_missed, replay
-from deployerp.drivers.urls import check_url
+from deployerp.drivers.urls import check_destination, check_url
 
 router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"], route_class=Route)
 # What one request may replay: it holds its transaction for some seconds.
 _MOST_REPLAYED = 50_000
 
+
+def _check_not_masked(url: str) -> str:
+    if url.endswith(MASKED_PATH):
+        raise ValueError("is masked: leave it out to keep the URL, or give the whole one")
+    return url
+
+
 Url = Annotated[
-    str, Field(max_length=2000, examples=["https://example.com/hooks"]), AfterValidator(check_url)
+    str,
+    Field(
+        max_length=2000,
+        description="Of a chat it is a secret: then only the host is shown, as in `https://hooks.slack.com/***`.",
+        examples=["https://example.com/hooks"],
+    ),
+    AfterValidator(check_url),
+    AfterValidator(_check_not_masked),
 ]
 Types = Annotated[
     list[EventPattern],
@@ -59,6 +84,23 @@ AddedHeaders = Annotated[
 ]
 
 
+# Whoever may search in a secret can find it out, letter by letter. The texts are ours, and stand in the
+# statement itself: its parameters are what the request gives.
+_SEARCHED_URL = case(
+    (
+        and_(
+            col(WebhookEndpoint.format) == literal_column("'raw'"),
+            *(
+                func.lower(col(WebhookEndpoint.url)).not_like(literal_column(f"'%{host}%'"))
+                for host in CHAT_HOSTS
+            ),
+        ),
+        col(WebhookEndpoint.url),
+    ),
+    else_=None,
+)
+
+
 class WebhookEndpointCreate(Body):
     url: Url
     types: Types = Field(["*"])
@@ -82,7 +124,7 @@ class WebhookEndpointUpdate(Body):
 
 
 class RotateSecretRequest(Body):
-    overlap_hours: int = Field(
+    overlap_hours: Integer = Field(
         24, ge=0, le=168, description="How long the secret before signs as well; with 0 it ends at once."
     )
 
@@ -117,9 +159,11 @@ class WebhookEndpointRead(View):
     created_at: datetime
     updated_at: datetime
 
+    disclose: ClassVar[Disclose | None] = WebhookEndpoint.disclose
+
 
 class WebhookEndpointWithSecret(WebhookEndpointRead):
-    secret: str = Field(
+    secret: ShownOnce = Field(
         description="Verifies signatures (Standard Webhooks); shown only now.",
         examples=["whsec_..."],
     )
@@ -129,10 +173,17 @@ class Replayed(View):
     deliveries: int = Field(description="How many are sent because of it, besides those under way already.")
 
 
-@router.post("", status_code=201, responses=documented(), response_model=Envelope[WebhookEndpointWithSecret])
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(QuotaExceeded),
+    response_model=Envelope[WebhookEndpointWithSecret],
+)
 @needs("manage:webhook-endpoints")
 async def create_webhook_endpoint(body: WebhookEndpointCreate, change: ChangeDep) -> Response:
     """Adds a receiver; its secret is shown only now."""
+    _check_destination(change, body.url)
+    await _check_quota(change)
     secret, vault = new_webhook_secret(), change.shared.vault
     endpoint = WebhookEndpoint(
         organization_id=change.caller.organization_id,
@@ -149,6 +200,7 @@ serve(
     WebhookEndpointRead,
     filters={"enabled": bool, "format": WebhookFormat},
     search=("url", "description"),
+    searched={"url": _SEARCHED_URL},
 )
 
 
@@ -157,9 +209,17 @@ serve(
 )
 @needs("manage:webhook-endpoints")
 async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change: ChangeDep) -> Response:
-    """Changes what is given, for whatever is sent from now on; the secret stays."""
+    """Changes what is given, for whatever is sent from now on; the secret stays.
+
+    A receiver that was left alone because it failed is tried again at once.
+    """
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
+    if body.url is not None:
+        _check_destination(change, body.url)
     _keep_headers_where_they_belong(body, endpoint)
+    _keep_url_secret(body, endpoint)
+    if _concerns_sending(body, endpoint):
+        _tell_of_change(change, endpoint)
     if body.enabled and not endpoint.enabled:
         endpoint.disabled_reason = endpoint.failing_since = None
     for name, value in _sealed(change.shared.vault, body.model_dump(exclude_none=True)).items():
@@ -174,6 +234,8 @@ async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change:
 async def delete_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     """Stops sending; deliveries under way are given up."""
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
+    if endpoint.failing_since is not None:
+        _tell_of_change(change, endpoint)
     endpoint.deleted_at, endpoint.enabled = utc_now(), False
     await _end_deliveries(change, endpoint)
     return Response(status_code=204)
@@ -195,6 +257,8 @@ async def rotate_webhook_secret(
     endpoint.sealed_old_secret = endpoint.sealed_secret if overlaps else None
     endpoint.old_secret_until = utc_now() + timedelta(hours=body.overlap_hours) if overlaps else None
     endpoint.sealed_secret = change.shared.vault.seal(secret)
+    if endpoint.failing_since is not None:
+        _tell_of_change(change, endpoint)
     return await change.told(WebhookEndpointRead, endpoint, secret=secret)
 
 
@@ -251,6 +315,34 @@ async def replay_events(id: UUID, body: ReplayRequest, change: ChangeDep) -> Res
     return change.answer({"deliveries": sent}, status=202, headers=headers)
 
 
+def _check_destination(change: Change, url: str) -> None:
+    try:
+        check_destination(url, change.shared.settings.allowed_networks)
+    except ValueError as error:
+        raise invalid_field("url", str(error)) from None
+
+
+async def _check_quota(change: Change) -> None:
+    """Raises `QuotaExceeded` when the organization has all the endpoints that it may have."""
+    organization_id, limit = change.caller.organization_id, change.shared.settings.webhook_endpoints
+    # Two requests at the same time must not both take the last place.
+    await change.session.execute(
+        select(col(Organization.id))
+        .where(col(Organization.id) == organization_id)
+        .with_for_update(key_share=True)
+    )
+    present = select(func.count()).where(
+        col(WebhookEndpoint.organization_id) == organization_id, col(WebhookEndpoint.deleted_at).is_(None)
+    )
+    if (await change.session.scalar(present) or 0) >= limit:
+        raise QuotaExceeded(
+            f"An organization may have {limit} webhook endpoints, and yours has them: delete one that is not"
+            " needed, or have one endpoint take more event types. The operator sets the limit with"
+            " DEPLOYERP_WEBHOOK_ENDPOINTS.",
+            details={"limit": limit},
+        )
+
+
 def _sealed(vault: Vault, given: dict[str, Any]) -> dict[str, Any]:
     """What was given as the table has it: of headers the names, and the rest for nobody to read."""
     headers = given.pop("headers", None)
@@ -270,11 +362,30 @@ def _keep_headers_where_they_belong(body: WebhookEndpointUpdate, endpoint: Webho
         raise invalid_field("headers", rule)
 
 
+def _keep_url_secret(body: WebhookEndpointUpdate, endpoint: WebhookEndpoint) -> None:
+    """With another format the URL of a chat would be shown."""
+    shown = body.format is not None and not is_secret_url(endpoint.url, body.format)
+    if shown and body.url is None and is_secret_url(endpoint.url, endpoint.format):
+        raise invalid_field("url", "must be given again with `format` raw: it is known to you alone")
+
+
 def _check_time(since: datetime, until: datetime, now: datetime, days: float) -> None:
     if since < now - timedelta(days=days):
         raise invalid_field("since", f"must lie in the last {days:g} days: older events are not kept")
     if since > until:
         raise invalid_field("since", "must not be later than `until`, which without a word is now")
+
+
+def _concerns_sending(body: WebhookEndpointUpdate, endpoint: WebhookEndpoint) -> bool:
+    """Whether a receiver that has failed may answer otherwise after it, or is to be sent nothing."""
+    failing = endpoint.failing_since is not None
+    return failing and any(each is not None for each in (body.url, body.headers, body.format, body.enabled))
+
+
+def _tell_of_change(change: Change, endpoint: WebhookEndpoint) -> None:
+    """Has the endpoint's workflow read it anew, also while that leaves the receiver alone."""
+    endpoint.unseen_change = True
+    change.afterwards.append(partial(change.shared.temporal.offer_change, endpoint.order))
 
 
 async def _end_deliveries(change: Change, endpoint: WebhookEndpoint) -> None:

@@ -5,7 +5,7 @@ What they may do is not in the token: it is looked up, so that a change counts a
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,13 +22,16 @@ from deployerp.domain.errors import VaultClosed
 _ALGORITHM = "HS256"
 _PURPOSE = b"deployerp access tokens"
 _REQUIRED = ("iss", "aud", "sub", "org", "iat", "nbf", "exp", "jti")
+_TIMES = frozenset({"iat", "nbf", "exp"})
 # They would let the token bring its own key, or rules that we do not know.
 _REFUSED_HEADERS = frozenset({"jwk", "jku", "x5u", "x5c", "crit", "b64"})
-# Clocks of machines that are kept right still differ a little.
-LEEWAY = timedelta(seconds=5)
+# How far the clocks of the issuer and of this machine may differ: the best kept ones still do a little.
+CLOCK_SKEW = timedelta(seconds=5)
+# The last second of the year 9999: later ones are no dates.
+_LATEST = 253_402_300_799
 _LONGEST = 8192
 
-_reader = jwt.PyJWT({"strict_aud": True, "enforce_minimum_key_length": True})
+_reader = jwt.PyJWT({"enforce_minimum_key_length": True})
 
 
 class TokenRefused(Exception):
@@ -42,6 +45,7 @@ class Claims:
     user_id: UUID
     organization_id: UUID
     # In seconds since 1970.
+    issued_at: int
     expires_at: int
 
 
@@ -89,7 +93,7 @@ class AccessTokens:
             require=_REQUIRED,
         )
         try:
-            return Claims(UUID(claims["sub"]), UUID(claims["org"]), int(claims["exp"]))
+            return Claims(UUID(claims["sub"]), UUID(claims["org"]), int(claims["iat"]), int(claims["exp"]))
         except (ValueError, AttributeError):
             raise TokenRefused("its subject or organization is no id") from None
 
@@ -132,20 +136,35 @@ def verified(
     issuer: str,
     audience: str,
     require: Sequence[str],
+    one_audience: bool = True,
 ) -> dict[str, Any]:
-    """The claims of a token that this key has signed with this algorithm. Raises `TokenRefused`."""
+    """The claims of a token that this key has signed with this algorithm. Raises `TokenRefused`.
+
+    Without `one_audience` the token may be for others too, in a list (RFC 7519, section 4.1.3).
+    """
     try:
-        return _reader.decode(
+        claims = _reader.decode(
             token,
             key,
             [algorithm],
-            options={"require": list(require)},
+            options={"require": list(require), "strict_aud": one_audience},
             issuer=issuer,
             audience=audience,
-            leeway=LEEWAY,
+            leeway=CLOCK_SKEW,
         )
+    except (jwt.ExpiredSignatureError, jwt.ImmatureSignatureError) as error:
+        skew = int(CLOCK_SKEW.total_seconds())
+        raise TokenRefused(f"{error}; clocks may differ by {skew} seconds: check both clocks") from None
     except jwt.PyJWTError as error:
         raise TokenRefused(str(error)) from None
+    _check_times(claims)
+    return claims
+
+
+def _check_times(claims: Mapping[str, Any]) -> None:
+    for name in _TIMES & claims.keys():
+        if not 0 <= int(claims[name]) <= _LATEST:
+            raise TokenRefused(f"{name} must be seconds since 1970, up to the year 9999")
 
 
 def _derived(encryption_key: str) -> bytes:

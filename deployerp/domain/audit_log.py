@@ -289,6 +289,9 @@ def _differ(before: _Values | None, after: _Values | None) -> bool:
 
 
 def _told(model: type[SQLModel], values: _Values) -> dict[str, Any]:
+    disclose = getattr(model, "disclose", None)
+    if disclose is not None:
+        values = disclose(values)
     told: dict[str, Any] = to_jsonable_python(
         {shown: values[name] for name, shown in _columns(model).items() if shown and name in values}
     )

@@ -1,4 +1,4 @@
-"""What begins outside of requests: organizations, their owners and keys, each with its audit entry."""
+"""What begins outside of requests: organizations, owners, keys, resets, each with its audit entry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,46 +11,71 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
+from deployerp.domain import set_password_tokens
 from deployerp.domain.api_keys import ApiKey, new_api_key
 from deployerp.domain.audit_log import Deed, append, snapshot
+from deployerp.domain.base import utc_now
+from deployerp.domain.email_addresses import member_with_address, user_of_verified
 from deployerp.domain.errors import Conflict, NotFound
 from deployerp.domain.organizations import Organization
-from deployerp.domain.passwords import hashed
 from deployerp.domain.plans import Plan
-from deployerp.domain.users import Member, User
+from deployerp.domain.users import Member, User, lock_membership
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What was made; the key's token exists only here."""
+    """What was made; the tokens exist only here."""
 
     organization: Organization
     owner: User
     # Slugs of the organizations that a known owner was in before; None for a new one.
     known_in: Sequence[str] | None
+    # Of a new owner, who chooses a password with it.
+    set_password_token: str | None = field(repr=False)
     key: ApiKey
     token: str = field(repr=False)
 
 
 async def begin(
-    session: AsyncSession, *, slug: str, name: str, email: str, password: str | None, plan: Plan
+    session: AsyncSession, *, slug: str, name: str, email: str, existing_user: bool, plan: Plan
 ) -> Beginning:
     """Adds an organization, its owner and its first key to the transaction; `email` is in lower case.
 
-    Without a password the owner is a user already, and keeps theirs. Raises `Conflict` for a slug in use
-    and for a user who is not expected or disabled, `NotFound` for one who is expected and not there.
+    The operator vouches for the address: it counts as verified. Raises `Conflict` for a slug in use and for
+    a user who is not expected or disabled, `NotFound` for one who is expected and not there.
     """
-    password_hash = None if password is None else await hashed(password)
     organization = Organization(slug=slug, name=name, plan=plan)
     await add_organization(session, organization)
     known_in = None
-    if password_hash is None:
+    if existing_user:
         owner, known_in = await _known_owner(session, email)
     else:
-        owner = await _new_owner(session, email, password_hash)
+        owner = await _new_owner(session, email)
     await _add_member(session, organization, owner, is_new=known_in is None)
+    set_password = None
+    if known_in is None:
+        set_password = await set_password_tokens.issue(session, owner.id, organization.id)
     key, token = await add_key(session, organization.id, "first key", "admin")
-    return Beginning(organization, owner, known_in, key, token)
+    return Beginning(organization, owner, known_in, set_password, key, token)
+
+
+async def reset_password(session: AsyncSession, slug: str, email: str) -> str:
+    """Makes a set-password token for a member of an organization, whoever they are, and returns it.
+
+    Raises `NotFound`, and `Conflict` for a disabled user.
+    """
+    organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
+    if organization is None:
+        raise NotFound(f"There is no organization {slug!r}: check --organization.")
+    user = await member_with_address(session, organization.id, email)
+    if user is None:
+        raise NotFound(f"No member of {slug} has the address {email}: check --organization and --email.")
+    if await lock_membership(session, user.id, organization.id) is None:
+        raise Conflict(f"{email} is disabled and could not sign in.")
+    token = await set_password_tokens.issue(session, user.id, organization.id)
+    told = snapshot(user)
+    await append(session, organization.id, _deed("reset_password", "user", user.id, told, told))
+    return token
 
 
 async def add_organization(session: AsyncSession, organization: Organization) -> None:
@@ -92,27 +117,27 @@ async def _add_member(
     await append(session, organization.id, deed)
 
 
-async def _new_owner(session: AsyncSession, email: str, password_hash: str) -> User:
-    owner = User(email=email, name=email.partition("@")[0], password_hash=password_hash)
+async def _new_owner(session: AsyncSession, email: str) -> User:
+    owner = User(email=email, email_verified_at=utc_now(), name=email.partition("@")[0])
     try:
         async with session.begin_nested():
             session.add(owner)
     except IntegrityError:
         _, known_in = await _known_owner(session, email)
-        # The admin of any organization can make a user of any address, with a password of their choice.
         raise Conflict(
-            f"{email} is a user already, in {', '.join(known_in) or 'no organization'}. Whoever made the user"
-            " may know the password: if they are meant all the same, say so with `--existing-user`;"
-            " otherwise choose another address."
+            f"{email} is a user already, in {', '.join(known_in) or 'no organization'}. If they are meant,"
+            " say so with `--existing-user`; otherwise choose another address."
         ) from None
     return owner
 
 
 async def _known_owner(session: AsyncSession, email: str) -> tuple[User, Sequence[str]]:
-    """A user and the slugs of their organizations."""
-    owner: User | None = await session.scalar(select(User).where(col(User.email) == email))
+    """The user whose verified address this is, and the slugs of their organizations."""
+    owner = await user_of_verified(session, email)
     if owner is None:
-        raise NotFound(f"There is no user {email}: make one, without --existing-user.")
+        raise NotFound(
+            f"No user has {email} as their verified address: make a new one, without --existing-user."
+        )
     if owner.disabled_at is not None:
         raise Conflict(f"{email} is disabled and could not sign in: choose another owner.")
     slugs = await session.scalars(

@@ -12,6 +12,18 @@ from sqlalchemy import make_url
 
 from deployerp.domain.statements import DIALECT, Row, Statement
 
+# PostgreSQL's own, of every connection of the API and the workers: a process that hangs in the middle of a
+# transaction must not keep its locks from all others. Keepalives find out about a machine that is gone.
+LIMITS: Mapping[str, str] = {
+    "idle_in_transaction_session_timeout": "15s",
+    # Longer, so that whoever waits for a process that hangs gets the lock in the end.
+    "lock_timeout": "25s",
+    "statement_timeout": "60s",
+    "tcp_keepalives_idle": "60",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
+}
+
 
 class Codec(NamedTuple):
     """How values of a type of PostgreSQL's are told from text, and told as text."""
@@ -29,8 +41,7 @@ class Connections:
     ) -> None:
         _, options = DIALECT.create_connect_args(make_url(url))
         options.pop("prepared_statement_cache_size", None)
-        # In seconds: firewalls forget connections that are silent for long.
-        options["server_settings"] = {"tcp_keepalives_idle": "60", **settings}
+        options["server_settings"] = {**LIMITS, **settings}
         self._options: dict[str, Any] = options
         self._codecs = codecs
         self._count = count

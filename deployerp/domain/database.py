@@ -1,6 +1,6 @@
 """Sessions on SQLite and PostgreSQL that behave alike."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
 from uuid import UUID
@@ -16,12 +16,14 @@ from sqlalchemy.ext.asyncio import (
     create_async_engine,
 )
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 from deployerp.domain import (  # noqa: F401  (their tables register in the metadata)
     api_keys,
     audit_log,
     events,
     idempotency,
+    installations,
     instances,
     operations,
     organizations,
@@ -29,11 +31,13 @@ from deployerp.domain import (  # noqa: F401  (their tables register in the meta
     rate_windows,
     refresh_tokens,
     servers,
+    set_password_tokens,
     users,
     webhook_deliveries,
     webhook_endpoints,
 )
 from deployerp.domain.base import metadata
+from deployerp.domain.connections import LIMITS
 from deployerp.domain.statements import DRIVER
 
 __all__ = [
@@ -53,8 +57,8 @@ __all__ = [
 _HIDE_VALUES = True
 
 # PostgreSQL's, in appendix A of its manual: no connection; no room for one more, in memory or on the disk;
-# it stops, has broken down, or does not take connections yet.
-AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03")
+# it stops, has broken down, or does not take connections yet; one of `LIMITS` was reached.
+AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03", "55P03", "57014", "25P03")
 
 # What requests of a tenant are on PostgreSQL, where row level security holds them to their organization.
 TENANT_ROLE = "deployerp_tenant"
@@ -63,15 +67,39 @@ TENANT_SETTING = "deployerp.organization_id"
 SessionFactory = async_sessionmaker[AsyncSession]
 
 
-def open_database(url: str) -> AsyncEngine:
-    """An engine for `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`."""
+class _Pool(AsyncAdaptedQueuePool):
+    """Closes also what is given back after its end, as by whoever was cancelled and still cleans up."""
+
+    _is_over = False
+
+    def dispose(self) -> None:
+        self._is_over = True
+        super().dispose()
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        super()._do_return_conn(record)
+        if self._is_over:
+            super().dispose()
+
+
+def open_database(url: str, limits: Mapping[str, str] = LIMITS) -> AsyncEngine:
+    """An engine for `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`, there with these settings."""
     if not url.startswith("sqlite"):
         # Small pools beat large ones when the work per statement is short. More than its size a pool does
         # not keep: connections beyond it would be made and closed with every request.
-        engine = create_async_engine(url, pool_size=8, max_overflow=4, hide_parameters=_HIDE_VALUES)
+        engine = create_async_engine(
+            url,
+            poolclass=_Pool,
+            pool_size=8,
+            max_overflow=4,
+            hide_parameters=_HIDE_VALUES,
+            connect_args={"server_settings": dict(limits)},
+        )
         event.listen(engine.sync_engine, "checkout", _refuse_closed)
         return engine
-    engine = create_async_engine(url, connect_args={"timeout": 30}, hide_parameters=_HIDE_VALUES)
+    engine = create_async_engine(
+        url, poolclass=_Pool, connect_args={"timeout": 30}, hide_parameters=_HIDE_VALUES
+    )
     event.listen(engine.sync_engine, "connect", _configure_sqlite)
     event.listen(engine.sync_engine, "begin", _begin_immediate)
     event.listen(engine.sync_engine, "invalidate", _roll_back)

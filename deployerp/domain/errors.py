@@ -10,16 +10,24 @@ class DeployError(Exception):
     `message` is shown to people and says what to do next; it never holds a secret.
     `details` is for machines. `code` and `status` are the API's (DESIGN part 5);
     `retryable` says whether the same step may succeed when it is simply tried again.
+    `log` is what a program wrote before it failed, its secrets masked: the operation shows it below the
+    message, and it never enters a workflow's history.
     """
 
     code: ClassVar[str] = "internal_error"
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = True
 
-    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, message: str, *, details: Mapping[str, Any] | None = None, log: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = dict(details or {})
+        self.log = log
+
+    @property
+    def in_full(self) -> str:
+        """The message, and below it the log."""
+        return f"{self.message}\n{self.log}" if self.log else self.message
 
 
 # What a request can get wrong.
@@ -78,11 +86,19 @@ class OperationInProgress(Conflict):
     code = "operation_in_progress"
 
 
+class OperationClosed(Conflict):
+    """The operation has ended, or a deletion by force has taken its place: its steps must not go on."""
+
+    code = "operation_closed"
+
+
 class IdempotencyInProgress(Conflict):
     """A request with the same `Idempotency-Key` is being carried out: send this one again in a moment."""
 
     code = "idempotency_in_progress"
     retryable = True
+    # In seconds: a request takes less, but for those whose database hangs.
+    retry_after: ClassVar[int] = 1
 
 
 class PreconditionFailed(RequestError):
@@ -90,6 +106,13 @@ class PreconditionFailed(RequestError):
 
     code = "precondition_failed"
     status = 412
+
+
+class QuotaExceeded(RequestError):
+    """The organization has as many of these as it may have; `details.limit` says how many that is."""
+
+    code = "quota_exceeded"
+    status = 402
 
 
 class PayloadTooLarge(RequestError):
@@ -149,10 +172,22 @@ class ProviderError(WorldError):
 
 
 class ProviderRefused(ProviderError):
-    """The cloud will give the same answer again: bad credentials, quota, unknown size."""
+    """The cloud will give the same answer again: quota, unknown size."""
 
     code = "provider_refused"
     retryable = False
+
+
+class CredentialsRefused(ProviderRefused):
+    """The cloud does not accept the provider's credentials, or they may not do what is needed."""
+
+    code = "credentials_refused"
+
+
+class NodeGone(ProviderRefused):
+    """The provider says that the server's machine does not exist: delete the server by force."""
+
+    code = "node_gone"
 
 
 class ProviderThrottled(ProviderError):
@@ -185,10 +220,31 @@ class HostAuthenticationFailed(WorldError):
     retryable = False
 
 
+class HostForwardingForbidden(WorldError):
+    """The server's sshd forbids the forwarding through which its Docker engine is reached."""
+
+    code = "host_forwarding_forbidden"
+    retryable = False
+
+
 class CommandFailed(WorldError):
     """A command on a server ended with a non-zero exit status; `details` holds the end of its output."""
 
     code = "command_failed"
+
+
+class ContainerFailed(WorldError):
+    """A container of the instance ended each time it was started; the operation shows the end of its log."""
+
+    code = "container_failed"
+    retryable = False
+
+
+class DiskFull(WorldError):
+    """A disk of the server has no space left: free some or enlarge it, then retry the operation."""
+
+    code = "disk_full"
+    retryable = False
 
 
 class EngineError(WorldError):
@@ -201,6 +257,13 @@ class EngineRefused(EngineError):
     """The engine will give the same answer again: a bad parameter, a missing container or network."""
 
     code = "engine_refused"
+    retryable = False
+
+
+class PortInUse(EngineError):
+    """Something else on the server has a port that a container needs: stop it, then retry the operation."""
+
+    code = "port_in_use"
     retryable = False
 
 
@@ -227,6 +290,13 @@ class ImageUnavailable(WorldError):
     """No registry serves the image and the control plane's own engine does not have it."""
 
     code = "image_unavailable"
+    retryable = False
+
+
+class ImageRefused(WorldError):
+    """The image holds another major version of PostgreSQL than the one that made the instance's data."""
+
+    code = "image_refused"
     retryable = False
 
 

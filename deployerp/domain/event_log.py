@@ -11,6 +11,7 @@ from deployerp.domain.event_types import EVENT_TYPES, PINGED
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
 from deployerp.domain.messages import EndpointOrder
+from deployerp.domain.operations import Operation
 from deployerp.domain.organizations import Organization
 from deployerp.domain.servers import Server
 from deployerp.domain.webhook_deliveries import WebhookDelivery
@@ -19,7 +20,7 @@ from deployerp.domain.webhook_queue import wake
 
 
 async def write_event(
-    session: AsyncSession, event_type: str, resource: Server | Instance | WebhookEndpoint
+    session: AsyncSession, event_type: str, resource: Server | Instance | Operation | WebhookEndpoint
 ) -> list[EndpointOrder]:
     """Adds an event and the deliveries it calls for, in the caller's transaction.
 
@@ -48,7 +49,7 @@ async def write_ping(
 
 
 async def _write(
-    session: AsyncSession, event_type: str, resource: Server | Instance | WebhookEndpoint
+    session: AsyncSession, event_type: str, resource: Server | Instance | Operation | WebhookEndpoint
 ) -> Event:
     event = Event(
         organization_id=resource.organization_id,

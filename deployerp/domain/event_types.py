@@ -16,10 +16,12 @@ from pydantic.alias_generators import to_camel, to_pascal
 
 from deployerp.domain.instances import EnvironmentType
 from deployerp.domain.lifecycles import FAILED, INSTANCE, LIFECYCLES, SERVER, failure_event
+from deployerp.domain.names import Pattern
 
 PINGED = "webhook_endpoint.pinged"
 """The one event that goes to a single endpoint, and to it alone."""
-EventResource = Literal["server", "instance", "backup", "webhook_endpoint"]
+STALLED = "operation.stalled"
+EventResource = Literal["server", "instance", "operation", "backup", "webhook_endpoint"]
 """What events are about: the first part of their type."""
 
 _BACKUP_STATES = ("pending", "running", "completed", "failed", "deleting", "deleted")
@@ -53,6 +55,14 @@ class InstanceFacts(Facts):
     odoo_version: str
     environment_type: EnvironmentType
     url: str | None = Field(description="Where it answers, once it does.")
+
+
+class OperationFacts(Facts):
+    resource_type: str = Field(json_schema_extra={"enum": [*LIFECYCLES]})
+    resource_id: UUID
+    action: str
+    error_code: str | None = Field(description="What kept its last attempt from succeeding.")
+    error_message: str | None = Field(description="The same in words, with what to do about it.")
 
 
 class BackupFacts(Facts):
@@ -136,6 +146,14 @@ _DISABLED = {
     "disabled_reason": "Nothing was accepted for 5 days.",
     "failing_since": datetime(2026, 11, 16, 12, tzinfo=UTC),
 }
+_STALLED = OperationFacts(
+    id=_id(5),
+    resource_type="instance",
+    resource_id=_INSTANCE.id,
+    action="restart",
+    error_code="host_unreachable",
+    error_message="The server does not answer over SSH.",
+)
 _ANNOUNCED = "Announced: sent as soon as there are backups."
 _OF_LIFECYCLES = {"server": _SERVER, "instance": _INSTANCE}
 
@@ -175,6 +193,12 @@ _ROWS = (
         _failed(_BACKUP, "The object storage does not answer.").model_copy(update={"size_bytes": None}),
         announced=True,
     ),
+    EventType(
+        STALLED,
+        "A step has failed for a minute for a reason that may pass, and is tried again: the operation shows"
+        " why, and can be cancelled.",
+        _STALLED,
+    ),
     EventType(PINGED, "Somebody has asked for a test of the endpoint.", _ENDPOINT),
     EventType(
         "webhook_endpoint.disabled",
@@ -195,5 +219,10 @@ def known_pattern(pattern: str) -> str:
     return pattern
 
 
-EventPattern = Annotated[str, Field(max_length=100, pattern=r"^[a-z_.*]+$"), AfterValidator(known_pattern)]
+EventPattern = Annotated[
+    str,
+    Field(max_length=100),
+    Pattern(r"^[a-z_.*]+$", "must be an event type, in which * stands for any part, such as instance.*"),
+    AfterValidator(known_pattern),
+]
 """The name of an event type, in which `*` stands for any part."""

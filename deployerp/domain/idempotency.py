@@ -18,10 +18,11 @@ class IdempotencyRecord(Record, table=True):
     __table_args__ = (UniqueConstraint("organization_id", "key"),)
 
     organization_id: UUID = Field(foreign_key="organizations.id")
+    # The caller's id and the key: callers of an organization do not share answers.
     key: str
     # SHA-256 of method, path, query and body.
     fingerprint: str
     status: int
-    # Headers and body; sealed, because some answers show a secret this once.
+    # Headers and body, without secrets that are shown once; sealed, because it is what a tenant was told.
     sealed_answer: str
     expires_at: datetime = Field(sa_type=UtcDateTime, index=True)

@@ -10,7 +10,7 @@ from sqlalchemy import Index, text
 from sqlmodel import Field
 
 from deployerp.domain.base import PRESENT, Record, one_of, time_field
-from deployerp.domain.lifecycles import INSTANCE
+from deployerp.domain.lifecycles import DESIRED_STATES, INSTANCE
 from deployerp.domain.secrets import Sealed, Vault
 
 EnvironmentType = Literal["production", "staging", "development"]
@@ -30,6 +30,7 @@ class Instance(Record, table=True):
     __table_args__ = (
         one_of("status", INSTANCE.states),
         one_of("environment_type", get_args(EnvironmentType)),
+        one_of("desired_state", DESIRED_STATES),
         *(
             Index(f"ix_instances_{name}", "organization_id", *columns, "created_at", "id", **PRESENT)
             for name, columns in {
@@ -58,13 +59,25 @@ class Instance(Record, table=True):
     url: str | None = None
     status: str = INSTANCE.first.from_states[0]
     status_message: str | None = None
+    # The user's last start or stop. A server that starts leaves instances stopped that the user has stopped.
+    desired_state: str = Field(default="running", sa_column_kwargs={"server_default": "running"})
     sealed_env_vars: str
     sealed_database_password: str
     sealed_master_password: str
     # Gone once it has been read: only Odoo's own hash is left then.
     sealed_admin_password: str | None = None
+    # What it runs, from its deploy on: the names, and what names exactly these images to an engine.
+    postgres_image: str | None = None
+    postgres_digest: str | None = None
+    odoo_image: str | None = None
+    odoo_digest: str | None = None
     deployed_at: datetime | None = time_field()
     deleted_at: datetime | None = time_field()
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it was once deployed: no other can be restarted."""
+        return self.deployed_at is not None
 
 
 def seal_env_vars(vault: Vault, variables: Mapping[str, EnvVar]) -> Sealed:

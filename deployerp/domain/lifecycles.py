@@ -22,6 +22,18 @@ class Action:
     permission: str
     workflow: str
     event: str
+    # What a run that fails or is cancelled leaves: `failed`, or what is seen of the resource then, and where
+    # it cannot be seen what it was before: an instance is not down because its stop did not succeed.
+    on_failure: Literal["failed", "before"] = "before"
+    # Whether an action on a server holds the server's instances too.
+    includes_instances: bool = False
+    # The instance action that it stands for: running instances move to its transitional state, then its end.
+    instances_action: str | None = None
+    # What the status of the instance's server must be; empty where it does not matter. A deletion by force
+    # does not ask.
+    server_states: tuple[str, ...] = ()
+    # The state that this action makes the desired one of its instance.
+    desired_state: Literal["running", "stopped"] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,11 @@ class Lifecycle:
     resource_type: ResourceType
     states: tuple[str, ...]
     actions: dict[str, Action]
+
+    @property
+    def transitional(self) -> frozenset[str]:
+        """The states of a resource while an action runs on it."""
+        return frozenset(action.transitional for action in self.actions.values())
 
     @property
     def first(self) -> Action:
@@ -62,23 +79,26 @@ SERVER = _lifecycle(
     ),
     Action(
         "provision", ("pending",), "provisioning", "running",
-        "manage:servers", "ProvisionServer", "server.created",
+        "manage:servers", "ProvisionServer", "server.created", "failed",
     ),
     Action(
         "start", ("stopped",), "starting", "running",
-        "manage:servers", "StartServer", "server.started",
+        "manage:servers", "StartServer", "server.started", includes_instances=True,
     ),
     Action(
         "stop", ("running", "unreachable"), "stopping", "stopped",
         "manage:servers", "StopServer", "server.stopped",
+        includes_instances=True, instances_action="stop",
     ),
     Action(
-        "restart", ("running", "unreachable"), "restarting", "running",
+        "restart", ("running", "unreachable", "failed"), "restarting", "running",
         "manage:servers", "RestartServer", "server.restarted",
+        includes_instances=True, instances_action="stop",
     ),
     Action(
         "delete", ("pending", "running", "stopped", "failed", "unreachable"), "deleting", "deleted",
         "delete:servers", "DeleteServer", "server.deleted",
+        includes_instances=True, instances_action="delete",
     ),
 )  # fmt: skip
 
@@ -100,23 +120,28 @@ INSTANCE = _lifecycle(
     ),
     Action(
         "deploy", ("pending",), "deploying", "running",
-        "manage:instances", "DeployInstance", "instance.deployed",
+        "manage:instances", "DeployInstance", "instance.deployed", "failed",
+        server_states=("running",), desired_state="running",
     ),
     Action(
         "start", ("stopped",), "starting", "running",
         "manage:instances", "StartInstance", "instance.started",
+        server_states=("running",), desired_state="running",
     ),
     Action(
         "stop", ("running",), "stopping", "stopped",
         "manage:instances", "StopInstance", "instance.stopped",
+        server_states=("running",), desired_state="stopped",
     ),
     Action(
-        "restart", ("running",), "restarting", "running",
+        "restart", ("running", "failed"), "restarting", "running",
         "manage:instances", "RestartInstance", "instance.restarted",
+        server_states=("running",), desired_state="running",
     ),
     Action(
         "delete", ("pending", "running", "stopped", "failed"), "deleting", "deleted",
         "delete:instances", "DeleteInstance", "instance.deleted",
+        server_states=("running", "unreachable", "failed"),
     ),
 )  # fmt: skip
 
@@ -127,6 +152,8 @@ LIFECYCLES: dict[ResourceType, Lifecycle] = {
 OPERATION_STATES = ("pending", "running", "succeeded", "failed", "cancelling", "cancelled")
 OPEN_OPERATION_STATES = ("pending", "running", "cancelling")
 RETRYABLE_OPERATION_STATES = ("failed", "cancelled")
+HOLD_MODES = ("exclusive", "shared")
+DESIRED_STATES = ("running", "stopped")
 STEP_STATES = ("running", "succeeded", "failed")
 DELIVERY_STATES = ("pending", "succeeded", "failed")
 

@@ -11,7 +11,7 @@ import structlog
 
 # Shapes of secrets that can be told by looks alone; the others are kept out where they are handled.
 _SECRETS = re.compile(
-    r"(erp_live_[0-9a-z]{16}_)[0-9A-Za-z]+|(whsec_)[A-Za-z0-9+/=]+|(erp_refresh_)[A-Za-z0-9_-]+"
+    r"(erp_live_[0-9a-z]{16}_)[0-9A-Za-z]+|(whsec_)[A-Za-z0-9+/=]+|(erp_(?:refresh|password)_)[A-Za-z0-9_-]+"
     r"|(eyJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
     r"|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,

@@ -1,38 +1,108 @@
 """The rules that user-given names keep to: what could reach a label, a path or a URL is held here."""
 
 import re
+import unicodedata
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    StringConstraints,
+)
+from pydantic_core import CoreSchema, PydanticCustomError
+from pydantic_core.core_schema import no_info_after_validator_function
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Annotates a text with a regular expression, and with its rule in words for whoever breaks it.
+
+    The library's own message would be the expression.
+    """
+
+    expression: str
+    rule: str
+
+    def check(self, text: str) -> str:
+        """The text as it is. Raises ValueError."""
+        if not re.fullmatch(self.expression, text):
+            raise PydanticCustomError("pattern", self.rule)
+        return text
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return handler(schema) | {"pattern": self.expression}
+
 
 # Controls, line separators, and what turns the direction of writing: they make a name look like another.
-_UNSEEN = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
-# What is left of blanks alone is nothing: the contract has to say so as well.
-_SEEN_SOMEWHERE = rf"^[^{_UNSEEN}]*[^{_UNSEEN}\s][^{_UNSEEN}]*$"
+_NOT_PRINTED = r"\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069"
+# What takes no ink by itself: blanks, joiners and selectors, fillers of scripts. Beside letters they are
+# needed, in Persian or in emoji; what is left of them alone is nothing.
+_INVISIBLE = (
+    r"\s\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2060-\u206f\u2800\u3164"
+    r"\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+)
 
 Name = Annotated[
-    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=100, pattern=_SEEN_SOMEWHERE)
+    str,
+    StringConstraints(strip_whitespace=True, min_length=1, max_length=100),
+    Pattern(
+        rf"^[^{_NOT_PRINTED}]*[^{_NOT_PRINTED}{_INVISIBLE}][^{_NOT_PRINTED}]*$",
+        "must have a visible character, and no control characters or line breaks",
+    ),
 ]
-"""A name for people: 1 to 100 printable characters, not all of them blank."""
+"""A name for people: 1 to 100 printable characters, at least one of which can be seen."""
 
-Description = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f]*$")]
+Description = Annotated[
+    str,
+    StringConstraints(max_length=500),
+    Pattern(r"^[^\x00-\x08\x0b-\x1f\x7f]*$", "must not hold control characters but tabs and line feeds"),
+]
 """Text for people: at most 500 characters, new lines among them."""
 
 Slug = Annotated[
-    str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    str,
+    StringConstraints(min_length=1, max_length=63),
+    Pattern(
+        r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        "must be lower-case letters and digits, with hyphens between them only, such as acme-2",
+    ),
 ]
 """A DNS label (RFC 1123): lower-case letters, digits and inner hyphens, at most 63."""
 
+_NOT_OF_A_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+def slug_of(name: str) -> str:
+    """A name as a slug, with hyphens for what a slug cannot hold; `unnamed` where nothing is left."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return _NOT_OF_A_SLUG.sub("-", plain).strip("-")[:63].strip("-") or "unnamed"
+
+
 Token = Annotated[
-    str, StringConstraints(min_length=1, max_length=100, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$")
+    str,
+    StringConstraints(min_length=1, max_length=100),
+    Pattern(
+        r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$",
+        "must be an id of the provider's: letters, digits and . _ : / -, the first a letter or a digit",
+    ),
 ]
 """An identifier of a provider's: a size, a location, an image."""
 
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
-# Variables that the image's own start-up, the loader or our configuration depend on.
+# Variables that the image's own start-up, the loader or our configuration depend on. Odoo also reads each
+# option of its configuration file from the environment, as `ODOO_<OPTION>`, and libpq reads `PG...`.
 RESERVED_ENV = re.compile(
-    r"PG[A-Z]+|HOST|PORT|USER|PASSWORD|ODOO_RC|PATH|HOME|PYTHON[A-Z]*|LD_[A-Z_]+|DEPLOYERP_.*"
+    r"(?:PG|ODOO_).+|HOST|PORT|USER|PASSWORD|PASSWORD_FILE|PATH|HOME|PYTHON.*|LD_.*|GLIBC_TUNABLES|OPENERP_SERVER|DEPLOYERP_.*"
 )
 
 
@@ -50,6 +120,37 @@ def check_env_value(value: str) -> str:
     if "\x00" in value:
         raise ValueError("must not hold a NUL character")
     return value
+
+
+# The name of a certificate's subject has room for no more (RFC 5280, ub-common-name).
+LONGEST_CERTIFIED_NAME = 64
+_DOMAIN_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+
+
+def needs_certificate(hostname: str) -> bool:
+    """Whether browsers ask for one: names under localhost are trusted without."""
+    return not hostname.endswith(".localhost") and hostname != "localhost"
+
+
+def check_domain(domain: str) -> str:
+    """The rule of a domain under which instances get host names; returns it as it is."""
+    if not all(map(_DOMAIN_LABEL.fullmatch, domain.split("."))):
+        raise ValueError(
+            "must be a domain such as erp.example.com:"
+            " lower-case letters, digits and inner hyphens between dots"
+        )
+    # A slug of one letter and the dot must fit before it.
+    if needs_certificate(domain) and len(domain) > LONGEST_CERTIFIED_NAME - 2:
+        raise ValueError(f"must have at most {LONGEST_CERTIFIED_NAME - 2} characters")
+    return domain
+
+
+def check_hostname(hostname: str) -> str:
+    """The rule of an instance's whole host name; returns it as it is."""
+    longest = LONGEST_CERTIFIED_NAME if needs_certificate(hostname) else 253
+    if len(hostname) > longest:
+        raise ValueError(f"makes the host name {hostname} too long: it may have at most {longest} characters")
+    return hostname
 
 
 EnvName = Annotated[str, AfterValidator(check_env_name)]

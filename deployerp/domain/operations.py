@@ -8,7 +8,7 @@ from sqlmodel import Field
 
 from deployerp.domain.base import Record, one_of, time_field
 from deployerp.domain.lifecycles import (
-    OPEN_OPERATION_STATES,
+    HOLD_MODES,
     OPERATION_STATES,
     STEP_STATES,
     ResourceType,
@@ -17,22 +17,11 @@ from deployerp.domain.lifecycles import (
 from deployerp.domain.messages import OperationOrder
 from deployerp.domain.steps import STEPS
 
-_OPEN = "state IN ({})".format(", ".join(f"'{state}'" for state in OPEN_OPERATION_STATES))
-# The name by which the second of two racing requests is recognised.
-ONE_OPEN_OPERATION = "uq_operations_open_resource_id"
-
 
 class Operation(Record, table=True):
     __tablename__ = "operations"
     __table_args__ = (
         one_of("state", OPERATION_STATES),
-        Index(
-            ONE_OPEN_OPERATION,
-            "resource_id",
-            unique=True,
-            sqlite_where=text(_OPEN),
-            postgresql_where=text(_OPEN),
-        ),
         Index("ix_operations_listing", "organization_id", "created_at", "id"),
         Index("ix_operations_resource", "resource_id", "created_at"),
         Index("ix_operations_state", "state", "created_at"),
@@ -42,6 +31,10 @@ class Operation(Record, table=True):
     resource_type: str
     resource_id: UUID
     action: str
+    # Those of the time when it was ordered: the resource may be renamed while its workflow runs.
+    workflow_id: str | None = None
+    resource_name: str | None = None
+    resource_slug: str | None = None
     force: bool = False
     state: str = "pending"
     error_code: str | None = None
@@ -49,8 +42,12 @@ class Operation(Record, table=True):
     # A user or an API key.
     requested_by: UUID | None = None
     retry_of: UUID | None = Field(default=None, foreign_key="operations.id")
+    # The operation whose workflow has ordered this one.
+    parent_id: UUID | None = Field(default=None, foreign_key="operations.id", index=True)
     started_at: datetime | None = time_field()
     finished_at: datetime | None = time_field()
+    # When it was told that a step fails for longer than a moment.
+    stalled_at: datetime | None = time_field()
 
     @property
     def workflow(self) -> str:
@@ -69,12 +66,53 @@ class Operation(Record, table=True):
             resource_id=str(self.resource_id),
             action=self.action,
             force=self.force,
+            # Operations from before it was kept have run under this name.
+            workflow_id=self.workflow_id or f"op-{self.id}",
+            resource_name=self.resource_name or "",
+            resource_slug=self.resource_slug or "",
         )
+
+
+class OperationHold(Record, table=True):
+    """A resource that an open operation keeps from others; gone in the transaction that ends the operation.
+
+    `exclusive` changes the resource, `shared` reads it.
+    """
+
+    __tablename__ = "operation_holds"
+    __table_args__ = (
+        one_of("mode", HOLD_MODES),
+        Index(
+            "uq_operation_holds_exclusive_resource_id",
+            "resource_id",
+            unique=True,
+            sqlite_where=text("mode = 'exclusive'"),
+            postgresql_where=text("mode = 'exclusive'"),
+        ),
+        Index("ix_operation_holds_resource_id", "resource_id"),
+    )
+
+    organization_id: UUID = Field(foreign_key="organizations.id")
+    operation_id: UUID = Field(foreign_key="operations.id", index=True)
+    resource_type: str
+    resource_id: UUID
+    mode: str = "exclusive"
+    # The resource's, when it was taken.
+    status_before: str
 
 
 class OperationStep(Record, table=True):
     __tablename__ = "operation_steps"
-    __table_args__ = (one_of("state", STEP_STATES), UniqueConstraint("operation_id", "name"))
+    __table_args__ = (
+        one_of("state", STEP_STATES),
+        UniqueConstraint("operation_id", "name"),
+        Index(
+            "ix_operation_steps_running",
+            "updated_at",
+            sqlite_where=text("state = 'running'"),
+            postgresql_where=text("state = 'running'"),
+        ),
+    )
 
     operation_id: UUID = Field(foreign_key="operations.id")
     position: int
@@ -84,6 +122,9 @@ class OperationStep(Record, table=True):
     attempt: int = 1
     started_at: datetime = time_field()
     finished_at: datetime | None = time_field()
+    # Of a step that is tried again.
+    first_failed_at: datetime | None = time_field()
+    next_attempt_at: datetime | None = time_field()
 
     @property
     def title(self) -> str:

@@ -31,8 +31,8 @@ LEVEL_PERMISSIONS: dict[Level, frozenset[str]] = {
     "read": _can("read", _FLEET),
     "write": _can("read manage", _FLEET),
     "delete": _can("read manage delete", _FLEET),
-    # What keys can do to keys and people must not widen a key: only admin keys touch them.
-    "admin": _EVERYTHING - _can("manage delete", _MONEY),
+    # What keys can do to keys, people and money must not widen a key: only admin keys touch them.
+    "admin": _EVERYTHING,
 }
 
 ROLE_PERMISSIONS: dict[Role, frozenset[str]] = {

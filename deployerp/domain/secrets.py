@@ -24,7 +24,8 @@ class Vault:
                 "No encryption key is set: set DEPLOYERP_ENCRYPTION_KEYS"
                 " (`deployerp keys encryption` makes one)."
             )
-        self._fernet = MultiFernet([Fernet(key.get_secret_value()) for key in keys])
+        fernets = [Fernet(key.get_secret_value()) for key in keys]
+        self._first, self._fernet = fernets[0], MultiFernet(fernets)
 
     def seal(self, text: str) -> Sealed:
         return Sealed(self._fernet.encrypt(text.encode()).decode())
@@ -37,6 +38,14 @@ class Vault:
                 "A secret in the database was sealed with a key that DEPLOYERP_ENCRYPTION_KEYS no longer"
                 " holds: add the old key after the new one."
             ) from None
+
+    def reseal(self, sealed: str) -> Sealed | None:
+        """The same text sealed with the first key; None where it already is. Raises `VaultClosed`."""
+        try:
+            self._first.decrypt(sealed.encode())
+        except InvalidToken:
+            return self.seal(self.open(sealed))
+        return None
 
     def seal_mapping(self, values: Mapping[str, Any]) -> Sealed:
         return self.seal(json.dumps(dict(values), sort_keys=True))

@@ -8,6 +8,10 @@ from sqlmodel import Field
 
 from deployerp.domain.base import PRESENT, Record, one_of, time_field
 from deployerp.domain.lifecycles import SERVER
+from deployerp.domain.names import slug_of
+
+# What the machine of a server carries in a cloud, with the server's id.
+SERVER_TAG = "deployerp.server"
 
 
 class Server(Record, table=True):
@@ -44,3 +48,13 @@ class Server(Record, table=True):
     sealed_login_private_key: str | None = None
     engine_version: str | None = None
     deleted_at: datetime | None = time_field()
+
+    @property
+    def has_run(self) -> bool:
+        """Whether there is a machine that was once ready: no other can be restarted."""
+        return self.node_id is not None and self.engine_version is not None
+
+    @property
+    def slug(self) -> str:
+        """The name as workflow ids can have it; two servers may share it."""
+        return slug_of(self.name)

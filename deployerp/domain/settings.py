@@ -1,5 +1,6 @@
 """Settings, from environment variables `DEPLOYERP_...`."""
 
+import re
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,7 @@ from urllib.parse import urlsplit
 
 from cryptography.fernet import Fernet
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,8 +21,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
 
+from deployerp.domain.names import check_domain
+
 _Named = Annotated[str, StringConstraints(min_length=1)]
 _DRIVERS = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+_ORIGIN = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"]
 
 
@@ -65,6 +70,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def _check_origin(origin: str) -> str:
+    # What differs from the header that browsers send, even by a slash, would never match it.
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise ValueError(
+            "must be an origin such as https://app.example.com, in lower case and without a path, or *"
+        )
+    return origin
+
+
 def _in_capitals(given: object) -> object:
     return given.upper() if isinstance(given, str) else given
 
@@ -96,12 +110,17 @@ class Settings(BaseSettings):
         default_factory=list,
         description="JSON list of the networks of proxies whose `X-Forwarded-For` is believed.",
     )
+    cors_origins: list[Annotated[str, AfterValidator(_check_origin)]] = Field(
+        default_factory=list,
+        description="JSON list of the origins whose pages may call the API from a browser (CORS), e.g."
+        ' `["https://app.example.com"]`; `["*"]` is all.',
+    )
     address_requests_per_minute: int = Field(
         60,
         ge=1,
         description=(
-            "Requests without valid credentials that an address may make in a minute; and as many credentials"
-            " that are no good, and as many tries to sign in."
+            "Requests without credentials that an address may make in a minute; and so many tokens that are"
+            " no good and failed sign-ins, after which it is slowed down."
         ),
     )
     access_token_minutes: int = Field(15, ge=1, le=1440, description="How long an access token is good.")
@@ -115,20 +134,25 @@ class Settings(BaseSettings):
         " `organizations` (slugs; `[]` is all). Whoever runs an issuer can sign in as any user of those"
         " organizations. `jwks_url` is https, or http on a loopback host.",
     )
-    instance_domain: str = Field(
-        "localhost", description="Domain under which instances get their host name, `<slug>.<domain>`."
+    instance_domain: Annotated[str, AfterValidator(check_domain)] = Field(
+        "localhost",
+        description="Domain under which instances get their host name, `<slug>.<domain>`: in lower case,"
+        " at most 62 characters, so that a certificate can name it.",
     )
     odoo_versions: list[str] = Field(["19.0"], description="JSON list of Odoo versions that may be deployed.")
     odoo_editions: list[str] = Field(
         ["community"], description="JSON list of Odoo editions that may be deployed."
     )
-    odoo_image: str = Field("odoo:{version}", description="Odoo image; `{version}` is the instance's.")
-    postgres_image: str = Field("postgres:17", description="PostgreSQL image of instances.")
-    caddy_image: str = Field("caddy:2", description="Caddy image of servers.")
+    odoo_image: str = Field(
+        "odoo:{version}", description="Odoo image of new instances; `{version}` is theirs."
+    )
+    postgres_image: str = Field("postgres:17", description="PostgreSQL image of new instances.")
+    caddy_image: str = Field("caddy:2.11", description="Caddy image of servers, 2.7 or newer.")
     node_image: str = Field("deployerp/node:1", description="Image of the `docker` provider's servers.")
-    webhook_allowed_networks: list[IPv4Network | IPv6Network] = Field(
+    allowed_networks: list[IPv4Network | IPv6Network] = Field(
         default_factory=list,
-        description='JSON list of private networks that webhooks may reach, e.g. `["10.0.0.0/8"]`.',
+        description="JSON list of private networks that addresses given by users may lead to (webhooks,"
+        ' providers), e.g. `["10.0.0.0/8"]`.',
     )
     webhook_timeout_seconds: float = Field(
         15, gt=0, le=45, description="How long a webhook receiver may take to answer."
@@ -140,6 +164,9 @@ class Settings(BaseSettings):
     )
     webhook_concurrency: int = Field(
         10, ge=1, le=100, description="How many deliveries are sent to one endpoint at the same time."
+    )
+    webhook_endpoints: int = Field(
+        100, ge=1, description="How many webhook endpoints an organization may have."
     )
     webhook_disable_days: float = Field(
         5, gt=0, description="After how many days without an accepted try an endpoint is disabled."

@@ -16,6 +16,9 @@ STEPS: dict[str, str] = {
     "check_engine": "Check the Docker engine",
     "start_caddy": "Start Caddy",
     "destroy_node": "Destroy the machine",
+    "stop_instances": "Stop the instances",
+    "start_stopped_instances": "Start the instances again",
+    "start_instances": "Start the instances that are to run",
     # instances
     "pull_images": "Bring the images to the server",
     "prepare_database": "Prepare a database to copy",

@@ -7,32 +7,80 @@ from typing import Annotated, cast
 from uuid import UUID
 
 from pydantic import AfterValidator, StringConstraints
-from sqlalchemy import UniqueConstraint, delete, func, select
+from sqlalchemy import (
+    CheckConstraint,
+    ColumnElement,
+    Index,
+    UniqueConstraint,
+    delete,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 from sqlmodel import Field, col
 
-from deployerp.domain.base import Record, one_of, time_field
+from deployerp.domain import set_password_tokens
+from deployerp.domain.base import Record, one_of, time_field, utc_now
+from deployerp.domain.names import Pattern
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import ROLES, Role
 from deployerp.domain.refresh_tokens import RefreshToken
+from deployerp.domain.set_password_tokens import SetPasswordToken
 
 # The rule of HTML's `<input type="email">`, and at least one dot: no comments, quotes or look-alike letters.
 _LABEL = "[a-zA-Z0-9](?:[a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?"
 EMAIL_PATTERN = rf"^[a-zA-Z0-9.!#$%&'*+/=?^_`{{|}}~-]{{1,64}}@{_LABEL}(?:\.{_LABEL})+$"
 
-Email = Annotated[str, StringConstraints(max_length=254, pattern=EMAIL_PATTERN), AfterValidator(str.lower)]
+Email = Annotated[
+    str,
+    StringConstraints(max_length=254),
+    Pattern(EMAIL_PATTERN, "must be an e-mail address such as ada@example.com"),
+    AfterValidator(str.lower),
+]
 """An e-mail address; kept in lower case."""
 
 
+_VERIFIED, _UNVERIFIED = text("email_verified_at IS NOT NULL"), text("email_verified_at IS NULL")
+
+
 class User(Record, table=True):
-    """A person, known by an e-mail address in lower case; one without a password comes by another issuer."""
+    """A person, known by an e-mail address in lower case.
+
+    A verified address belongs to one user of the whole control plane. An unverified one belongs to the
+    user's home organization: others can use it too, and the user is a member nowhere else.
+    """
 
     __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("(email_verified_at IS NULL) = (home_organization_id IS NOT NULL)", name="home"),
+        Index(
+            "uq_users_verified_email",
+            "email",
+            unique=True,
+            sqlite_where=_VERIFIED,
+            postgresql_where=_VERIFIED,
+        ),
+        Index(
+            "uq_users_unverified_email",
+            "email",
+            "home_organization_id",
+            unique=True,
+            sqlite_where=_UNVERIFIED,
+            postgresql_where=_UNVERIFIED,
+        ),
+    )
 
-    email: str = Field(unique=True)
+    email: str
+    email_verified_at: datetime | None = time_field()
+    home_organization_id: UUID | None = Field(default=None, foreign_key="organizations.id")
     name: str
+    # None until the user has chosen one; some only come by another issuer of tokens.
     password_hash: str | None = None
+    # Access tokens from before it are not good any more.
+    password_changed_at: datetime | None = time_field()
     disabled_at: datetime | None = time_field()
 
 
@@ -66,6 +114,7 @@ _PEOPLE = (
     select(
         col(User.id),
         col(User.email),
+        col(User.email_verified_at),
         col(User.name),
         col(Member.organization_id),
         col(Member.role),
@@ -93,11 +142,20 @@ class Membership:
 
 async def memberships_of(session: AsyncSession, user_id: UUID) -> list[Membership]:
     """Where a user is a member; nowhere, once they are disabled."""
+    return await _find_memberships(session, col(User.id) == user_id)
+
+
+async def memberships_of_address(session: AsyncSession, email: str) -> list[Membership]:
+    """Those of all users with this address who can sign in."""
+    return await _find_memberships(session, col(User.email) == email)
+
+
+async def _find_memberships(session: AsyncSession, condition: ColumnElement[bool]) -> list[Membership]:
     found = await session.execute(
         select(User, Member, Organization)
         .join(Member, col(Member.user_id) == col(User.id))
         .join(Organization, col(Organization.id) == col(Member.organization_id))
-        .where(col(User.id) == user_id, col(User.disabled_at).is_(None))
+        .where(condition, col(User.disabled_at).is_(None))
         .order_by(col(Organization.slug))
     )
     return [Membership(*row) for row in found]
@@ -149,12 +207,12 @@ async def end_membership(session: AsyncSession, member: Member) -> None:
     A user who is in no organization any more is forgotten: whoever adds the same address again gets a
     new user, with nothing that others knew or set.
     """
-    await session.execute(
-        delete(RefreshToken).where(
-            col(RefreshToken.user_id) == member.user_id,
-            col(RefreshToken.organization_id) == member.organization_id,
+    for table in (RefreshToken, SetPasswordToken):
+        await session.execute(
+            delete(table).where(
+                col(table.user_id) == member.user_id, col(table.organization_id) == member.organization_id
+            )
         )
-    )
     await session.delete(member)
     await session.flush()
     user_id = member.user_id
@@ -164,7 +222,49 @@ async def end_membership(session: AsyncSession, member: Member) -> None:
         select(func.count()).select_from(Member).where(col(Member.user_id) == user_id)
     )
     if user is not None and not left:
-        for table in (RefreshToken, Identity):
-            await session.execute(delete(table).where(col(table.user_id) == user_id))
-        await session.delete(user)
-        await session.flush()
+        await forget_user(session, user)
+
+
+async def forget_user(session: AsyncSession, user: User) -> None:
+    """Deletes a user who is a member nowhere, with all that belongs to them."""
+    for table in (RefreshToken, SetPasswordToken, Identity):
+        await session.execute(delete(table).where(col(table.user_id) == user.id))
+    await session.delete(user)
+    await session.flush()
+
+
+async def lock_memberships(session: AsyncSession, user_id: UUID) -> None:
+    """Holds all memberships of a user, before anything else of theirs is changed.
+
+    Exchanges of refresh tokens and sign-ins hold one: they come before, or see the change.
+    """
+    held = select(col(Member.id)).where(col(Member.user_id) == user_id).order_by(col(Member.id))
+    await session.execute(held.with_for_update())
+
+
+async def change_password(
+    session: AsyncSession, user_id: UUID, password_hash: str | None, *, instead_of: str | None = None
+) -> bool:
+    """Replaces a password and ends all that the one before has given: sign-ins and set-password tokens.
+
+    With `instead_of` the present hash must be that one. Says whether there was something to replace.
+    """
+    await lock_memberships(session, user_id)
+    now = utc_now()
+    changed = (
+        update(User)
+        .where(col(User.id) == user_id, col(User.disabled_at).is_(None))
+        .values(password_hash=password_hash, password_changed_at=now)
+        .returning(col(User.id))
+    )
+    if instead_of is not None:
+        changed = changed.where(col(User.password_hash) == instead_of)
+    if not (await session.execute(changed)).all():
+        return False
+    await session.execute(
+        update(RefreshToken)
+        .where(col(RefreshToken.user_id) == user_id, col(RefreshToken.revoked_at).is_(None))
+        .values(revoked_at=now)
+    )
+    await set_password_tokens.end(session, user_id)
+    return True

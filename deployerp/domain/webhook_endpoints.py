@@ -2,9 +2,11 @@
 
 import base64
 import secrets
+from collections.abc import Mapping
 from datetime import datetime
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 from uuid import UUID
 
 from sqlalchemy import false
@@ -16,6 +18,17 @@ from deployerp.domain.messages import EndpointOrder
 from deployerp.domain.secrets import Vault
 
 WebhookFormat = Literal["raw", "slack", "teams", "discord"]
+# Where chats take messages: their URLs hold a secret, and there is no other proof of who may write.
+CHAT_HOSTS = (
+    "hooks.slack.com",
+    "hooks.slack-gov.com",
+    "discord.com",
+    "discordapp.com",
+    "webhook.office.com",
+    "logic.azure.com",
+    "api.powerplatform.com",
+)
+MASKED_PATH = "/***"
 WEBHOOK_FORMATS: tuple[WebhookFormat, ...] = ("raw", "slack", "teams", "discord")
 
 
@@ -41,7 +54,18 @@ class WebhookEndpoint(Record, table=True):
     failing_since: datetime | None = time_field()
     # Whether its workflow looks for deliveries by itself; see `webhook_queue`.
     awake: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    # Whether somebody has changed it since its workflow last read it: the failures before do not count.
+    unseen_change: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
     deleted_at: datetime | None = time_field()
+
+    @classmethod
+    def disclose(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What readers and the audit log see of some of its columns or fields."""
+        shown = dict(values)
+        # Where the format is not known, it may be one of a chat.
+        if "url" in shown and is_secret_url(shown["url"], shown.get("format", "")):
+            shown["url"] = mask_url(shown["url"])
+        return shown
 
     def wants(self, event_type: str) -> bool:
         return self.enabled and any(fnmatchcase(event_type, pattern) for pattern in self.types)
@@ -63,7 +87,19 @@ class WebhookEndpoint(Record, table=True):
 
     @property
     def order(self) -> EndpointOrder:
-        return EndpointOrder(endpoint_id=str(self.id), organization_id=str(self.organization_id))
+        return EndpointOrder(str(self.id), str(self.organization_id), failing=self.failing_since is not None)
+
+
+def is_secret_url(url: str, format: str) -> bool:
+    """Whether whoever knows the URL can write into a chat with it."""
+    host = urlsplit(url).hostname or ""
+    return format != "raw" or any(host == each or host.endswith(f".{each}") for each in CHAT_HOSTS)
+
+
+def mask_url(url: str) -> str:
+    """The URL without what is secret in it: `https://hooks.slack.com/***`."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}{MASKED_PATH}"
 
 
 def new_webhook_secret() -> str:

@@ -25,6 +25,7 @@ def _said() -> dict[str, str]:
     said = {
         "backup.completed": "was completed",
         "backup.failed": "failed",
+        "operation.stalled": "keeps failing and is tried again",
         "webhook_endpoint.disabled": "was disabled",
         "webhook_endpoint.pinged": "was pinged: this is a test",
     }

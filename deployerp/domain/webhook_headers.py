@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, StringConstraints
 
+from deployerp.domain.names import Pattern
+
 # By the names that it is about, in any case: why a header is not for users to set.
 _REFUSED = (
     (r"host|user-agent|accept-encoding|content-.*|webhook-.*", "deployERP sets it itself"),
@@ -38,7 +40,9 @@ def _check_unique(headers: dict[str, str]) -> dict[str, str]:
 HeaderName = Annotated[str, AfterValidator(_check_name)]
 # Nothing that could begin another header; spaces around it would be lost on the way.
 HeaderValue = Annotated[
-    str, StringConstraints(min_length=1, max_length=1000, pattern=r"^[!-~]([ -~]*[!-~])?$")
+    str,
+    StringConstraints(min_length=1, max_length=1000),
+    Pattern(r"^[!-~]([ -~]*[!-~])?$", "must be ASCII in one line, without a blank at its beginning or end"),
 ]
 Headers = Annotated[dict[HeaderName, HeaderValue], Field(max_length=20), AfterValidator(_check_unique)]
 """At most 20 headers by their names."""

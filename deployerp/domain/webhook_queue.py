@@ -36,10 +36,15 @@ async def wake(session: AsyncSession, endpoint_ids: Sequence[UUID]) -> list[Endp
         .where(col(WebhookEndpoint.id).in_(endpoint_ids), col(WebhookEndpoint.awake).is_(False))
         # To be woken is no change that anybody who reads the endpoint would see.
         .values(awake=True, updated_at=col(WebhookEndpoint.updated_at))
-        .returning(col(WebhookEndpoint.id), col(WebhookEndpoint.organization_id))
+        .returning(
+            col(WebhookEndpoint.id), col(WebhookEndpoint.organization_id), col(WebhookEndpoint.failing_since)
+        )
         .execution_options(synchronize_session=False)
     )
-    return [EndpointOrder(str(endpoint), str(organization)) for endpoint, organization in slept]
+    return [
+        EndpointOrder(str(endpoint), str(organization), failing=failing_since is not None)
+        for endpoint, organization, failing_since in slept
+    ]
 
 
 async def fall_asleep(session: AsyncSession, endpoint_id: UUID, now: datetime) -> timedelta | None:

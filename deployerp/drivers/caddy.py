@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -12,6 +12,7 @@ import aiohttp
 from deployerp.domain.errors import ProxyError, ValidationFailed
 from deployerp.drivers.containers import ContainerSpec, PublishedPort
 from deployerp.drivers.engine import Engine
+from deployerp.drivers.reasons import reason_of
 
 NAME = "deployerp-caddy"
 LABELS = {"deployerp.role": "caddy"}
@@ -23,12 +24,17 @@ _CONFIG_FILE = "/etc/caddy/deployerp.json"
 # Caddy checks the Host header of admin requests even on a socket; a name of our own suits every version.
 _ADMIN_ORIGIN = "caddy"
 _TIMEOUT = aiohttp.ClientTimeout(total=30)
+# Each change of routes replaces the handlers of all sites: their websockets stay open for so long after it.
+_WEBSOCKET_LIFE = "24h"
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 # The last label starts with a letter: an address is no host name. Nor is one of Caddy's {placeholders}.
 _HOST = re.compile(rf"({_LABEL}\.)*(?=[a-z]){_LABEL}")
 _UPSTREAM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,252}:[0-9]{1,5}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")
+
+# The name of Caddy's server that has a route, and the route in Caddy's JSON.
+_Config = tuple[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -148,7 +154,7 @@ class Caddy:
 
     async def routes(self) -> dict[str, Route]:
         """All routes by their ids."""
-        found = [Route.from_config(config, server) for server, config in await self._configs()]
+        found = [Route.from_config(config, server) for server, config in _configs(await self._servers())]
         return {route.id: route for route in found}
 
     async def ensure_route(self, route: Route) -> None:
@@ -156,7 +162,7 @@ class Caddy:
         unless it is between HTTP and HTTPS.
         """
         wanted = route.config()
-        for server, config in await self._configs():
+        for server, config in _configs(await self._servers()):
             if config["@id"] != wanted["@id"]:
                 continue
             if server == route.server:
@@ -167,20 +173,22 @@ class Caddy:
         # At the front, because the last route of each server is the one for unknown hosts.
         await self._request("PUT", f"config/apps/http/servers/{route.server}/routes/0", wanted)
 
+    async def set_routes(self, routes: Iterable[Route]) -> None:
+        """Make these be all routes, in one change; where they are already, nothing changes."""
+        wanted = [(route.server, route.config()) for route in routes]
+        servers = await self._servers()
+        if _sorted(wanted) == _sorted(_configs(servers)):
+            return
+        for name, server in servers.items():
+            kept = [route for route in server["routes"] if not _is_route(route)]
+            server["routes"] = [*(config for owner, config in wanted if owner == name), *kept]
+        await self._request("PATCH", "config/apps/http/servers", servers)
+
     async def remove_route(self, route_id: str) -> None:
         """Remove the route; absent is success."""
         _check("id", _ID, [route_id], "letters, digits and hyphens")
         if route_id in await self.routes():
             await self._request("DELETE", f"id/route-{route_id}")
-
-    async def _configs(self) -> list[tuple[str, dict[str, Any]]]:
-        servers = await self._servers()
-        return [
-            (name, route)
-            for name, server in servers.items()
-            for route in server["routes"]
-            if route.get("@id", "").startswith("route-")
-        ]
 
     async def _servers(self) -> dict[str, Any]:
         return await self._request("GET", "config/apps/http/servers") or {}
@@ -192,7 +200,7 @@ class Caddy:
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
             raise ProxyError(
                 "The server's Caddy does not answer: check that its container runs.",
-                details={"reason": f"{type(error).__name__}: {error}"},
+                details={"reason": reason_of(error)},
             ) from error
         if not response.ok:
             reason = answer.get("error") if isinstance(answer, dict) else None
@@ -203,9 +211,29 @@ class Caddy:
         return answer
 
 
+def _configs(servers: Mapping[str, Any]) -> list[_Config]:
+    return [
+        (name, route) for name, server in servers.items() for route in server["routes"] if _is_route(route)
+    ]
+
+
+def _is_route(config: Mapping[str, Any]) -> bool:
+    """Whether it is of a `Route`; the one for unknown hosts is not."""
+    return str(config.get("@id", "")).startswith("route-")
+
+
+def _sorted(configs: Iterable[_Config]) -> list[_Config]:
+    """In an order that can be compared: the one in which Caddy holds them has no meaning."""
+    return sorted(configs, key=lambda each: (each[0], each[1]["@id"]))
+
+
 def _proxy(upstream: str) -> dict[str, Any]:
     # It sets X-Forwarded-For, -Proto and -Host itself, and believes nobody else's: what proxy_mode needs.
-    return {"handler": "reverse_proxy", "upstreams": [{"dial": upstream}]}
+    return {
+        "handler": "reverse_proxy",
+        "upstreams": [{"dial": upstream}],
+        "stream_close_delay": _WEBSOCKET_LIFE,
+    }
 
 
 def _initial_config() -> dict[str, Any]:

@@ -108,31 +108,52 @@ class Clouds(Protocol):
 
 @dataclass(frozen=True)
 class CredentialField:
-    """One value that a provider kind needs to be connected."""
+    """One value that a provider kind needs to be connected; `meaning` is its documentation."""
 
     name: str
+    meaning: str
     required: bool = True
     secret: bool = True
+    # Where the cloud is: users could have us call anything.
+    is_url: bool = False
 
 
 # Here and not beside the libcloud rows, because the API validates with it and must not reach libcloud.
 _CREDENTIALS: Mapping[str, tuple[CredentialField, ...]] = {
     "docker": (),
     "aws": (
-        CredentialField("access_key_id", secret=False),
-        CredentialField("secret_access_key"),
-        CredentialField("session_token", required=False),
-        CredentialField("region", secret=False),
-        CredentialField("security_group", required=False, secret=False),
+        CredentialField(
+            "access_key_id", "Id of an access key that may manage EC2 instances (`AKIA...`)", secret=False
+        ),
+        CredentialField("secret_access_key", "The secret of the access key"),
+        CredentialField(
+            "session_token", "Session token, where the access key is a temporary one", required=False
+        ),
+        CredentialField("region", "Region in which servers are made, such as `eu-central-1`", secret=False),
+        CredentialField(
+            "security_group",
+            "Name of the security group of servers, open for TCP 22, 80 and 443; without it, the default one",
+            required=False,
+            secret=False,
+        ),
     ),
-    "digitalocean": (CredentialField("token"),),
+    "digitalocean": (
+        CredentialField("token", "Personal access token that may read and write (`dop_v1_...`)"),
+    ),
     "openstack": (
-        CredentialField("auth_url", secret=False),
-        CredentialField("username", secret=False),
-        CredentialField("password"),
-        CredentialField("project", secret=False),
-        CredentialField("region", secret=False),
-        CredentialField("domain", required=False, secret=False),
+        CredentialField(
+            "auth_url",
+            "URL of Keystone, the identity service, such as `https://auth.example.com:5000`",
+            secret=False,
+            is_url=True,
+        ),
+        CredentialField("username", "Name of a user of the project", secret=False),
+        CredentialField("password", "The user's password"),
+        CredentialField("project", "Name of the project in which servers are made", secret=False),
+        CredentialField("region", "Region in which servers are made", secret=False),
+        CredentialField(
+            "domain", "Domain of user and project; `Default` without it", required=False, secret=False
+        ),
     ),
 }
 
@@ -154,6 +175,11 @@ _IDEMPOTENT_KINDS = frozenset({"docker", "aws"})
 def uses_cloud_init(kind: str) -> bool:
     """Whether nodes boot with cloud-init, which takes a cloud-config; the others run a plain script."""
     return kind != "docker"
+
+
+def is_local(kind: str) -> bool:
+    """Whether nodes run beside the control plane: they boot in a second, and nobody counts the calls."""
+    return kind == "docker"
 
 
 def honours_client_token(kind: str) -> bool:

@@ -5,10 +5,11 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
+from urllib.parse import quote
 
 SPEC_LABEL = "deployerp.spec"
 OUTPUT_LIMIT = 16 * 1024 * 1024
@@ -51,6 +52,7 @@ class ContainerSpec:
     published_ports: Sequence[PublishedPort] = ()
     restart_policy: Literal["no", "unless-stopped"] = "no"
     memory_bytes: int | None = None
+    shared_memory_bytes: int | None = None
     nano_cpus: int | None = None
     user: str | None = None
     stop_timeout: int = 10
@@ -66,10 +68,18 @@ class ContainerSpec:
             digest.update(f"\0{path}\0{hashlib.sha256(content).hexdigest()}".encode())
         return digest.hexdigest()
 
-    def engine_config(self) -> dict[str, Any]:
-        """The body of the engine's create call, with the fingerprint as a label."""
+    def engine_config(self, declared_volumes: Sequence[str] = ()) -> dict[str, Any]:
+        """The body of the engine's create call, with the fingerprint as a label.
+
+        Volumes that the image declares and the specification does not mount become tmpfs mounts. The engine
+        would make anonymous volumes for them, which have no label and are left behind when it is killed while
+        it removes their container. A tmpfs belongs to root, whoever owns the directory in the image: mount
+        what another user writes to.
+        """
         config = self._engine_config()
         config["Labels"][SPEC_LABEL] = self.fingerprint()
+        unmounted = set(declared_volumes) - {*self.volumes.values(), *self.binds.values()}
+        config["HostConfig"]["Tmpfs"] = dict.fromkeys(sorted(unmounted), "")
         return config
 
     def _engine_config(self) -> dict[str, Any]:
@@ -102,6 +112,8 @@ class ContainerSpec:
             "User": self.user,
         }
         config.update({key: value for key, value in optional.items() if value is not None})
+        if self.shared_memory_bytes is not None:
+            config["HostConfig"]["ShmSize"] = self.shared_memory_bytes
         if self.network is not None:
             config["HostConfig"]["NetworkMode"] = self.network
             config["NetworkingConfig"] = {"EndpointsConfig": {self.network: {"Aliases": list(self.aliases)}}}
@@ -122,8 +134,8 @@ class ContainerState:
     """A container as the engine sees it.
 
     `state` is the engine's word (created, running, restarting, exited ...), `health` is `starting`,
-    `healthy`, `unhealthy` or None without a health check, `exit_code` is None while it runs or before its
-    first start, `networks` is network name to address (empty while stopped).
+    `healthy`, `unhealthy` or None without a health check, `exit_code` is that of the last run: None while it
+    runs and before its first start; `networks` is network name to address (empty while stopped).
     """
 
     id: str
@@ -135,12 +147,15 @@ class ContainerState:
     exit_code: int | None
     started_at: datetime | None
     networks: Mapping[str, str]
+    image_id: str
 
     @classmethod
     def from_engine(cls, inspected: Mapping[str, Any]) -> "ContainerState":
         state = inspected["State"]
         started = state["StartedAt"]
         never_started = started.startswith("0001-")
+        # While it waits to restart a container, the engine calls it running as well.
+        runs = state["Running"] and not state.get("Restarting")
         return cls(
             id=inspected["Id"],
             name=inspected["Name"].removeprefix("/"),
@@ -148,12 +163,13 @@ class ContainerState:
             health=state.get("Health", {}).get("Status"),
             labels=inspected["Config"]["Labels"] or {},
             image=inspected["Config"]["Image"],
-            exit_code=None if state["Running"] or never_started else state["ExitCode"],
+            exit_code=None if runs or never_started else state["ExitCode"],
             started_at=None if never_started else datetime.fromisoformat(_microseconds(started)),
             networks={
                 name: endpoint["IPAddress"]
                 for name, endpoint in inspected["NetworkSettings"]["Networks"].items()
             },
+            image_id=inspected["Image"],
         )
 
 
@@ -187,11 +203,22 @@ def check_environment(environment: Mapping[str, str]) -> None:
 
 def without_secrets(text: str, environment: Mapping[str, str]) -> str:
     """The text with every value of the environment that could be a secret replaced by `***`."""
+    return masked(text, (value for value in environment.values() if len(value) >= _SHORTEST_SECRET))
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text with every secret replaced by `***`: also where it is escaped, or one line of it alone."""
+    forms = {form for secret in secrets for form in _forms(secret) if form}
+    if not forms:
+        return text
     # Longest first: a value that is part of another must not leave the other's rest behind.
-    for value in sorted(environment.values(), key=len, reverse=True):
-        if len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, "***")
-    return text
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest_first)), "***", text)
+
+
+def _forms(secret: str) -> Iterator[str]:
+    yield from (secret, repr(secret)[1:-1], json.dumps(secret)[1:-1], quote(secret, safe=""))
+    yield from (line for line in secret.splitlines() if len(line) >= _SHORTEST_SECRET)
 
 
 def archive(files: Mapping[str, bytes]) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import docker
 from docker.errors import APIError, DockerException, NotFound
+from docker.types import Mount
 from docker.utils import kwargs_from_env
 from libcloud.common.exceptions import BaseHTTPError
 from libcloud.common.types import LibcloudError
@@ -37,6 +38,8 @@ _ADDRESS = "127.0.0.1"
 # Our own labels; every other label is a tag.
 _NODE_LABEL = "deployerp.node"
 _PORTS_LABEL = "deployerp.node.ports"
+
+_VOLUME_SUFFIX = "-docker"
 
 _PORT_NAMES = ("ssh", "http", "https")
 _CONTAINER_PORTS = (22, 80, 443)
@@ -96,9 +99,13 @@ class DockerNodeDriver(NodeDriver):
 
     def list_nodes(self) -> list[Node]:
         with self._engine() as engine:
-            return [
+            # Volumes first: then a node that is created in between is not taken for a leftover volume.
+            volumes = engine.volumes(filters={"label": _NODE_LABEL})["Volumes"] or []
+            nodes = [
                 self._to_node(found) for found in engine.containers(all=True, filters={"label": _NODE_LABEL})
             ]
+        made = {_volume(str(node.id)) for node in nodes}
+        return nodes + [self._to_terminated(volume) for volume in volumes if volume["Name"] not in made]
 
     def create_node(
         self,
@@ -202,7 +209,6 @@ class DockerNodeDriver(NodeDriver):
 
     def _create(self, engine: docker.APIClient, container: "_Container") -> None:
         """Start a new container in the first confinement and on the first ports that work."""
-        engine.create_volume(container.volume, labels=dict(container.labels))
         known = DockerNodeDriver._confinement
         failure: APIError | None = None
         for confinement in (known,) if known else _CONFINEMENTS:
@@ -250,6 +256,19 @@ class DockerNodeDriver(NodeDriver):
             if len(ports) == len(_PORT_NAMES):
                 yield ports
 
+    def _to_terminated(self, volume: dict[str, Any]) -> Node:
+        """A terminated node, for the volume that an interrupted destruction has left."""
+        labels = volume["Labels"]
+        return Node(
+            id=volume["Name"].removesuffix(_VOLUME_SUFFIX),
+            name=labels[_NODE_LABEL],
+            state=NodeState.TERMINATED,
+            public_ips=[],
+            private_ips=[],
+            driver=self,
+            extra={"ports": {}, "tags": _tags(labels)},
+        )
+
     def _to_node(self, container: dict[str, Any]) -> Node:
         labels = container["Labels"]
         return Node(
@@ -259,10 +278,7 @@ class DockerNodeDriver(NodeDriver):
             public_ips=[_ADDRESS],
             private_ips=[],
             driver=self,
-            extra={
-                "ports": _ports(labels),
-                "tags": {key: value for key, value in labels.items() if not key.startswith(_NODE_LABEL)},
-            },
+            extra={"ports": _ports(labels), "tags": _tags(labels)},
         )
 
 
@@ -287,7 +303,8 @@ def _creation(
     size = _SIZES[container.size]
     options = {
         **confinement,
-        "binds": [*confinement.get("binds", ()), f"{container.volume}:/var/lib/docker"],
+        # Created together with the container: no list of nodes would show a volume that came first.
+        "mounts": [Mount("/var/lib/docker", container.volume, labels=dict(container.labels), no_copy=True)],
         "port_bindings": {
             inner: (_ADDRESS, outer) for inner, outer in zip(_CONTAINER_PORTS, ports, strict=True)
         },
@@ -315,7 +332,11 @@ def _http_error(code: int, message: str) -> BaseHTTPError:
 
 
 def _volume(node_id: str) -> str:
-    return f"{node_id}-docker"
+    return f"{node_id}{_VOLUME_SUFFIX}"
+
+
+def _tags(labels: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in labels.items() if not key.startswith(_NODE_LABEL)}
 
 
 def _node_id(client_token: str) -> str:

@@ -25,6 +25,7 @@ from deployerp.drivers.engine_connection import (
 )
 from deployerp.drivers.engine_images import Images
 from deployerp.drivers.engine_networks import NetworksAndVolumes, ignoring
+from deployerp.drivers.engine_ports import port_in, port_in_use
 
 _LOG_LINES = 1000
 _REMOVAL_SECONDS = 30
@@ -61,9 +62,21 @@ class Engine(Images, NetworksAndVolumes, EngineConnection):
         return str(created.id)
 
     async def start_container(self, name: str) -> None:
-        """Start the container; running already is success."""
-        with doing(f"start container {name}"):
-            await self._docker.containers.container(name).start()
+        """Start the container, at once if it waits to be restarted; running already is success.
+
+        Raises PortInUse where something else has a port that it publishes.
+        """
+        found = await self._container(name)
+        if found is not None and found["State"]["Restarting"]:
+            # The engine waits longer after each exit, up to a minute, and would not start it earlier.
+            await self.stop_container(name)
+        try:
+            with doing(f"start container {name}"):
+                await self._docker.containers.container(name).start()
+        except EngineError as error:
+            if (port := port_in(error.message)) is None:
+                raise
+            raise port_in_use(name, port, await self._holder(port)) from error
 
     async def stop_container(self, name: str, timeout: int | None = None) -> None:
         """Stop the container, by force after `timeout` seconds (its own by default); absent is success."""
@@ -199,10 +212,19 @@ class Engine(Images, NetworksAndVolumes, EngineConnection):
             return dict(await self._docker.containers.container(name).show())
         return None
 
+    async def _holder(self, port: int) -> str | None:
+        """The container that publishes a port, in words."""
+        with doing("list containers"):
+            for container in await self._docker.containers.list():
+                if port in {published.get("PublicPort") for published in container["Ports"]}:
+                    return f"container {container['Names'][0].lstrip('/')}"
+        return None
+
     async def _create(self, name: str, spec: ContainerSpec) -> Any:
+        declared = await self._declared_volumes(spec.image)
         with doing(f"create container {spec.name}"):
             try:
-                container = await self._docker.containers.create(spec.engine_config(), name=name)
+                container = await self._docker.containers.create(spec.engine_config(declared), name=name)
             except aiodocker.DockerError as error:
                 if error.status == 404 and "no such image" in error.message.lower():
                     raise ImageUnavailable(
@@ -213,6 +235,13 @@ class Engine(Images, NetworksAndVolumes, EngineConnection):
             if spec.files:
                 await container.put_archive("/", archive(spec.files))
             return container
+
+    async def _declared_volumes(self, image: str) -> list[str]:
+        """The paths at which the image declares volumes."""
+        with doing(f"look at image {image}"), ignoring(404):
+            found = await self._docker.images.inspect(image)
+            return sorted(found["Config"].get("Volumes") or {})
+        return []
 
     async def _remove(self, name: str) -> None:
         container = self._docker.containers.container(name)

@@ -9,10 +9,13 @@ import aiodocker
 import aiohttp
 
 from deployerp.domain.errors import EngineError, EngineRefused
+from deployerp.drivers.reasons import reason_of
 
 # An engine that says nothing for this long while it should be answering is taken for dead.
 _SILENCE_SECONDS = 120
 _REFUSALS = (400, 404)
+# The library's own status for a connection that could not be made.
+_NOT_CONNECTED = 900
 
 
 class EngineConnection:
@@ -42,6 +45,11 @@ class EngineConnection:
         with doing("say its version"):
             return str((await self._docker.version())["Version"])
 
+    async def data_directory(self) -> str:
+        """Where on its server the engine keeps images, containers and volumes."""
+        with doing("say where its data is"):
+            return str((await self._docker.system.info())["DockerRootDir"])
+
 
 @contextlib.contextmanager
 def doing(what: str) -> Iterator[None]:
@@ -49,6 +57,12 @@ def doing(what: str) -> Iterator[None]:
     try:
         yield
     except aiodocker.DockerError as error:
+        if error.status == _NOT_CONNECTED:
+            # Its text names the socket, which with a server is a path of the control plane.
+            raise EngineError(
+                f"The Docker engine cannot be reached to {what}: check that it runs on the server.",
+                details={"reason": reason_of(error.__context__ or error)},
+            ) from error
         kind = EngineRefused if error.status in _REFUSALS else EngineError
         raise kind(
             f"The Docker engine could not {what}: {error.message}",
@@ -57,7 +71,7 @@ def doing(what: str) -> Iterator[None]:
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
         raise EngineError(
             f"The Docker engine stopped answering when asked to {what}: check that it runs on the server.",
-            details={"reason": f"{type(error).__name__}: {error}"},
+            details={"reason": reason_of(error)},
         ) from error
 
 

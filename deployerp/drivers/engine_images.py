@@ -14,6 +14,7 @@ _FIRST_ANSWER_SECONDS = 10
 _STALLED_SECONDS = 120
 
 MEGABYTE = 1_000_000
+_REASON_LENGTH = 300
 
 # The engine hands on what its own network stack and the registry said, as text only.
 _NO_SUCH_IMAGE = (
@@ -48,6 +49,14 @@ class Images(EngineConnection):
         """`sha256:...`, or None when the engine does not have the image."""
         image = await self._image(name)
         return None if image is None else str(image["Id"])
+
+    async def image_digest(self, name: str) -> str | None:
+        """What names exactly this image, wherever its name moves: `name@sha256:...` from a registry.
+
+        For one that came from no registry, its id; None when the engine does not have the image.
+        """
+        image = await self._image(name)
+        return None if image is None else str([*(image["RepoDigests"] or ()), image["Id"]][0])
 
     async def image_size(self, name: str) -> int | None:
         """Bytes, unpacked, which is about what `export_image` yields; None when it is not there."""
@@ -134,17 +143,28 @@ def pull_error(name: str, status: int, reason: str) -> DeployError:
         return no_registry(name, details)
     if status == 404 or any(phrase in said for phrase in _NO_SUCH_IMAGE):
         return ImageUnavailable(
-            f"The registry does not serve image {name}: check its name, or load it onto the server.",
+            f"The registry does not serve image {name} ({_shortened(reason)}): check its name and the"
+            " registry's access rules, or load it onto the server.",
             details=details,
         )
-    return EngineError(f"The Docker engine could not pull image {name}: {reason}", details=details)
+    return EngineError(
+        f"The Docker engine could not pull image {name}: {_shortened(reason)}", details=details
+    )
 
 
 def no_registry(name: str, details: Mapping[str, Any]) -> ImageUnavailable:
+    reason = _shortened(str(details.get("reason", "no answer in time")))
     return ImageUnavailable(
-        f"No registry answers for image {name}: check the server's network, or load the image onto it.",
+        f"No registry answers for image {name} ({reason}): check the server's network, or load the image"
+        " onto it.",
         details=details,
     )
+
+
+def _shortened(reason: str) -> str:
+    """The first line of what the engine said, without the body of an answer that it could not read."""
+    line = next(iter(reason.strip().splitlines()), "no reason given")
+    return line.partition("response body")[0].strip()[:_REASON_LENGTH]
 
 
 class PullProgress:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import partial
-from ipaddress import IPv6Address, ip_address
+from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Self
 
@@ -26,7 +26,7 @@ from yarl import URL
 
 from deployerp.domain.base import utc_now
 from deployerp.domain.errors import AddressRefused, EndpointUnreachable
-from deployerp.drivers.urls import Address, Network, check_url, is_address, is_public
+from deployerp.drivers.urls import Address, Network, check_url, is_address, may_be_called
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -123,25 +123,15 @@ class WebhookSender:
             addresses = []
         if not addresses:
             raise EndpointUnreachable(f"The name {host} has no address: check the endpoint's URL.")
-        refused = [address for address in addresses if not self._may_be_called(address)]
+        refused = [address for address in addresses if not may_be_called(address, self._allowed_networks)]
         if refused:
             # The address is the operator's business: it would tell a user what the inner network is like.
             log.warning("address refused", host=host, addresses=[str(address) for address in refused])
             raise AddressRefused(
                 f"{host} leads to an address that is not public, and nothing was sent: use a public address,"
-                " or let the operator add its network to DEPLOYERP_WEBHOOK_ALLOWED_NETWORKS."
+                " or let the operator add its network to DEPLOYERP_ALLOWED_NETWORKS."
             )
         return addresses
-
-    def _may_be_called(self, address: Address) -> bool:
-        plain = address
-        if isinstance(address, IPv6Address):
-            # A zone is one of our own interfaces.
-            if address.scope_id is not None:
-                return False
-            # The kernel treats a mapped address as the IPv4 address in it; a NAT64 gateway has its own idea.
-            plain = address.ipv4_mapped or address
-        return any(plain in network for network in self._allowed_networks) or is_public(address)
 
     async def _post(
         self, target: URL, addresses: Sequence[Address], body: bytes, headers: Mapping[str, str]

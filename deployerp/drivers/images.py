@@ -1,7 +1,7 @@
 """The images that the control plane needs, on its own engine: already there, pulled, or built.
 
-Where no registry answers, an image with the official one's contract is built from Debian's packages
-by the Dockerfiles under `images/`, under the very name that was asked for.
+Where no registry answers, an image with the official one's contract is built from packages by the
+Dockerfiles under `images/`, under the very name that was asked for.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class Recipe:
 
 RECIPES: Mapping[str, Recipe] = {
     "debian:13": Recipe("debian", on=None, prepare="make-rootfs"),
-    "caddy:2": Recipe("caddy"),
+    "caddy:2.11": Recipe("caddy"),
     "odoo:19.0": Recipe("odoo"),
     "postgres:17": Recipe("postgres"),
     "deployerp/node:1": Recipe("node", public=False),
@@ -152,7 +152,7 @@ class _Workshop:
                 return ProvidedImage(name, found, "present")
             refusal = "its recipe has changed" if outdated else await self._pull(name)
             if refusal:
-                self.report(f"{name}: {refusal}; building it from Debian's packages.")
+                self.report(f"{name}: {refusal}; building it from packages.")
                 await self._build(name, digest)
             made = await self.engine.image_id(name)
             if made is None:

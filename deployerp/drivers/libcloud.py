@@ -3,7 +3,8 @@
 import asyncio
 import gzip
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,7 +15,13 @@ from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState as State
 from libcloud.compute.types import Provider
 
-from deployerp.domain.errors import ProviderError, ProviderRefused, ProviderThrottled
+from deployerp.domain.errors import (
+    AddressRefused,
+    CredentialsRefused,
+    ProviderError,
+    ProviderRefused,
+    ProviderThrottled,
+)
 from deployerp.drivers.cloud import (
     Cloud,
     Image,
@@ -27,6 +34,9 @@ from deployerp.drivers.cloud import (
     provider_kinds,
 )
 from deployerp.drivers.docker_nodes import DEFAULT_IMAGE, DockerNodeDriver
+from deployerp.drivers.guarded_requests import guard
+from deployerp.drivers.uninterrupted import uninterrupted
+from deployerp.drivers.urls import Network
 
 # At DEBUG it writes whole URLs, and EC2's hold the user data.
 logging.getLogger("urllib3.connectionpool").setLevel(logging.INFO)
@@ -72,6 +82,8 @@ class _Row:
     default_image: str | None = None
     default_location: bool = False
     passes_location: bool = True
+    # The credentials name an address: whoever answers there is not trusted.
+    tenant_address: bool = False
 
 
 def _connect_docker(credentials: Mapping[str, str], options: Mapping[str, Any]) -> base.NodeDriver:
@@ -167,6 +179,7 @@ _ROWS: Mapping[str, _Row] = {
         connect=_connect_openstack,
         creation=lambda spec, credentials: {"ex_userdata": spec.user_data, "ex_metadata": dict(spec.tags)},
         tags=lambda node: node.extra["metadata"],
+        tenant_address=True,
         # OpenStack's create_node has no location: the region comes with the credentials.
         passes_location=False,
         default_location=True,
@@ -175,10 +188,18 @@ _ROWS: Mapping[str, _Row] = {
 
 
 class LibcloudClouds:
-    """Opens accounts of every kind that has a row; `options` are further constructor arguments by kind."""
+    """Opens accounts of every kind that has a row; `options` are further constructor arguments by kind.
 
-    def __init__(self, options: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    `allowed_networks` are the only ones, besides public ones, to which an address in credentials may lead.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        allowed_networks: Sequence[Network] = (),
+    ) -> None:
         self._options = options or {}
+        self._allowed_networks = allowed_networks
 
     def open(self, kind: str, credentials: Mapping[str, str]) -> Cloud:
         if kind not in provider_kinds():
@@ -191,21 +212,31 @@ class LibcloudClouds:
                 f"The credentials of a provider of kind {kind} are not complete or hold too much.",
                 details={"missing": missing, "unknown": unknown},
             )
-        return LibcloudCloud(kind, _ROWS[kind], credentials, self._options.get(kind, {}))
+        return LibcloudCloud(
+            kind, _ROWS[kind], credentials, self._options.get(kind, {}), self._allowed_networks
+        )
 
 
 class LibcloudCloud:
     """One account; calls run one after the other, since libcloud's drivers are not thread-safe."""
 
     def __init__(
-        self, kind: str, row: _Row, credentials: Mapping[str, str], options: Mapping[str, Any]
+        self,
+        kind: str,
+        row: _Row,
+        credentials: Mapping[str, str],
+        options: Mapping[str, Any],
+        allowed_networks: Sequence[Network],
     ) -> None:
+        self._allowed_networks = allowed_networks
         self._kind = kind
         self._row = row
         self._credentials = credentials
         self._options = {"timeout": _TIMEOUT_SECONDS, **options}
         self._driver: base.NodeDriver | None = None
-        self._one_at_a_time = asyncio.Lock()
+        # Of its own, so that an account that hangs keeps no other waiting; its one thread makes calls wait
+        # for each other.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"cloud-{kind}")
 
     async def find_nodes(self, tags: Mapping[str, str]) -> list[Node]:
         return await self._call(lambda driver: self._list(driver, self._row.by_tags(tags), tags))
@@ -275,8 +306,9 @@ class LibcloudCloud:
         try:
             driver.destroy_node(_reference(driver, node_id))
         except Exception:
-            # Clouds disagree on what they answer for an absent node, so look.
-            if self._get(driver, node_id) is not None:
+            # Clouds disagree on what they answer for an absent node, so look. A terminated node that is still
+            # listed has parts left.
+            if node_id in {str(node.id) for node in driver.list_nodes(**self._row.by_id(node_id))}:
                 raise
 
     async def _act(self, verb: str, node_id: str) -> None:
@@ -297,29 +329,40 @@ class LibcloudCloud:
         )
 
     async def _call(self, work: Callable[[base.NodeDriver], T]) -> T:
-        async with self._one_at_a_time:
-            return await asyncio.to_thread(self._translated, work)
+        loop = asyncio.get_running_loop()
+        return await uninterrupted(loop.run_in_executor(self._thread, self._translated, work))
 
     def _translated(self, work: Callable[[base.NodeDriver], T]) -> T:
         try:
             if self._driver is None:
                 # Here and not in the constructor, since some drivers call the cloud when they are made.
-                self._driver = self._row.connect(self._credentials, self._options)
+                self._driver = self._connect()
             return work(self._driver)
+        except ProviderRefused:
+            raise
+        except AddressRefused as error:
+            raise ProviderRefused(error.message) from None
         except Exception as error:
             raise self._classified(error) from error
+
+    def _connect(self) -> base.NodeDriver:
+        driver = self._row.connect(self._credentials, self._options)
+        return guard(driver, self._allowed_networks) if self._row.tenant_address else driver
 
     def _classified(self, error: Exception) -> ProviderError:
         code = _code(error)
         # Its own exceptions keep what was said under two names.
         said = self._without_secrets(getattr(error, "message", "") or getattr(error, "value", "") or "")
+        if self._row.tenant_address:
+            # Anybody may be at that address, also somebody whose answer the tenant must not read.
+            said = ""
         sentence = f"The provider of kind {self._kind} answered {code or type(error).__name__}"
         sentence += f": {said}" if said else "."
         match error:
             case RateLimitReachedError():
                 return ProviderThrottled(sentence, retry_after=error.retry_after or _THROTTLED_SECONDS)
             case InvalidCredsError():
-                return ProviderRefused(f"{sentence} Check the credentials and what they may do.")
+                return CredentialsRefused(f"{sentence} Check the credentials and what they may do.")
             # How drivers refuse an argument before they call anyone. (Broken JSON is a ValueError too,
             # but libcloud wraps it.)
             case ValueError() | AttributeError() | NotImplementedError() if not isinstance(error, OSError):

@@ -20,6 +20,11 @@ CONFIG_FILE = "/etc/odoo/odoo.conf"
 MODULES = ("base",)
 
 _ANSWER_SECONDS = 20
+# Seconds of a request and of a scheduled job. With Odoo's own limits of 60 and 120 s, installing a few apps
+# through the web client is killed half way.
+_REQUEST_CPU_SECONDS = 900
+_REQUEST_SECONDS = 1_800
+_CRON_SECONDS = 3_600
 # Odoo's own number of rounds since 17.0; its login refuses nothing weaker but would hash again.
 _ROUNDS = 600_000
 
@@ -30,6 +35,11 @@ class Capacity:
 
     workers: int
     memory_bytes: int
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """PostgreSQL's, for parallel queries: an engine gives a container 64 MB, which real data exceed."""
+        return max(256 << 20, self.memory_bytes // 4)
 
 
 CAPACITIES: Mapping[str, Capacity] = {
@@ -62,6 +72,9 @@ class Configuration:
             "gevent_port": WEBSOCKET_PORT,
             "http_interface": "0.0.0.0",  # noqa: S104  (the network is the instance's own)
             "http_port": HTTP_PORT,
+            "limit_time_cpu": _REQUEST_CPU_SECONDS,
+            "limit_time_real": _REQUEST_SECONDS,
+            "limit_time_real_cron": _CRON_SECONDS,
             "list_db": False,
             "max_cron_threads": 1 if self.crons else 0,
             "proxy_mode": True,
@@ -115,6 +128,8 @@ def personalise_sql(admin_password: str, url: str) -> str:
         "database.create_date": "to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS')",
         "web.base.url": _literal(url),
         "web.base.url.freeze": "'True'",
+        # Where wkhtmltopdf fetches style sheets and images: the public address may not lead back in here.
+        "report.url": _literal(f"http://127.0.0.1:{HTTP_PORT}"),
     }
     rows = ", ".join(f"({_literal(key)}, {value})" for key, value in parameters.items())
     administrator = "SELECT res_id FROM ir_model_data WHERE module = 'base' AND name = 'user_admin'"

@@ -6,6 +6,7 @@ Workflows are named, not imported, so that the API can start them without loadin
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -14,16 +15,7 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import (
     Client,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleAlreadyRunningError,
-    ScheduleIntervalSpec,
-    ScheduleOverlapPolicy,
-    SchedulePolicy,
-    ScheduleSpec,
-    ScheduleState,
-    ScheduleUpdate,
-    ScheduleUpdateInput,
+    ScheduleActionExecutionStartWorkflow,
     WorkflowExecutionStatus,
 )
 from temporalio.common import (
@@ -38,13 +30,15 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from deployerp.domain.errors import Unavailable
 from deployerp.domain.lifecycles import action_of
-from deployerp.domain.messages import EndpointOrder, OperationOrder
+from deployerp.domain.messages import EndpointOrder, OperationOrder, queue_for
 from deployerp.domain.settings import Settings
 
 ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
 RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")
 KIND = SearchAttributeKey.for_keyword("DeployerpKind")
-SEARCH_ATTRIBUTES = (ORGANIZATION, RESOURCE, KIND)
+NAME = SearchAttributeKey.for_keyword("DeployerpName")
+SLUG = SearchAttributeKey.for_keyword("DeployerpSlug")
+SEARCH_ATTRIBUTES = (ORGANIZATION, RESOURCE, KIND, NAME, SLUG)
 
 # Long enough for a busy server, short enough that a request does not hang when there is none.
 _CALL = timedelta(seconds=3)
@@ -76,15 +70,23 @@ class Temporal:
         Raises `Unavailable` when Temporal does not answer.
         """
         kind = f"{order.resource_type}.{order.action}"
-        await self._start(
-            action_of(order.resource_type, order.action).workflow,
-            order,
-            order.workflow_id,
-            kind=kind,
-            organization=order.organization_id,
-            resource=order.resource_id,
-            summary=f"{order.action.capitalize()} {order.resource_type} {order.resource_id}",
-        )
+        called = order.resource_slug or order.resource_id
+        names = {"name": order.resource_name, "slug": order.resource_slug}
+        with contextlib.suppress(WorkflowAlreadyStartedError):
+            await self._call(
+                lambda: self.client.start_workflow(
+                    action_of(order.resource_type, order.action).workflow,
+                    order,
+                    id=order.workflow_id,
+                    task_queue=self._task_queue,
+                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                    search_attributes=_found_by(order.organization_id, order.resource_id, kind, **names),
+                    memo=names,
+                    static_summary=f"{order.action.capitalize()} {order.resource_type} {called}",
+                    rpc_timeout=_CALL,
+                )
+            )
 
     async def offer_operation(self, order: OperationOrder) -> None:
         """Starts an operation if Temporal is there; if it is not, the next sweep does."""
@@ -93,17 +95,27 @@ class Temporal:
     async def wake_endpoints(self, orders: Sequence[EndpointOrder]) -> None:
         """Lets endpoints send what is due, if Temporal is there; if it is not, the next sweep does."""
         for order in orders:
-            await self._offer(order.workflow_id, self._wake(order))
+            await self._offer(order.workflow_id, self.wake_endpoint(order))
 
-    async def _wake(self, order: EndpointOrder) -> None:
-        """Starts the endpoint's workflow, or tells the one that runs to look again."""
+    async def offer_change(self, order: EndpointOrder) -> None:
+        """Tells an endpoint that it was changed, if Temporal is there; if it is not, the next sweep does."""
+        await self._offer(order.workflow_id, self.wake_endpoint(order, changed=True))
+
+    async def wake_endpoint(self, order: EndpointOrder, *, changed: bool = False) -> None:
+        """Starts the endpoint's workflow, or tells the one that runs to look again.
+
+        One that leaves its receiver alone looks only if the endpoint was `changed`. Raises `Unavailable` when
+        Temporal does not answer.
+        """
+        # What it failed before the change says nothing of it as it is now.
+        order = replace(order, failing=order.failing and not changed)
         await self._call(
             lambda: self.client.start_workflow(
                 "DeliverWebhooks",
-                order,
+                args=(order, 0, None),
                 id=order.workflow_id,
-                task_queue=webhook_task_queue(self._task_queue),
-                start_signal="wake",
+                task_queue=webhook_task_queue(self._task_queue, failing=order.failing),
+                start_signal="changed" if changed else "wake",
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
                 search_attributes=_found_by(order.organization_id, order.endpoint_id, "webhook.deliver"),
@@ -117,25 +129,6 @@ class Temporal:
             await start
         except Unavailable as error:
             log.warning("left for the sweep", workflow_id=workflow_id, reason=error.message)
-
-    async def _start(
-        self, workflow: str, order: object, workflow_id: str,
-        *, kind: str, organization: str, resource: str, summary: str,
-    ) -> None:  # fmt: skip
-        with contextlib.suppress(WorkflowAlreadyStartedError):
-            await self._call(
-                lambda: self.client.start_workflow(
-                    workflow,
-                    order,
-                    id=workflow_id,
-                    task_queue=self._task_queue,
-                    id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
-                    id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                    search_attributes=_found_by(organization, resource, kind),
-                    static_summary=summary,
-                    rpc_timeout=_CALL,
-                )
-            )
 
     async def run_state(self, workflow_id: str) -> RunState:
         """Whether a workflow runs, has ended in whatever way, or is unknown to Temporal."""
@@ -207,46 +200,45 @@ class Temporal:
                 AddSearchAttributesRequest(namespace=self.client.namespace, search_attributes=missing)
             )
 
-    async def ensure_sweep_schedule(self, every: timedelta) -> None:
-        """Keeps one schedule that sweeps; its interval follows the settings."""
-        name = f"{self._task_queue}-sweep"
-        schedule = Schedule(
-            action=ScheduleActionStartWorkflow(
-                "Sweep",
-                id=name,
-                task_queue=self._task_queue,
-                static_summary="Start and close what was left",
-            ),
-            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=every)]),
-            # The default of a year would run every sweep that an outage has missed.
-            policy=SchedulePolicy(overlap=ScheduleOverlapPolicy.SKIP, catchup_window=timedelta(seconds=10)),
-            state=ScheduleState(
-                note="Starts operations that were never started, closes those that vanished."
-            ),
+    async def ensure_sweep(self) -> None:
+        """Starts the one workflow that sweeps, unless it runs."""
+        await self._remove_sweep_schedule()
+        await self.client.start_workflow(
+            "KeepSweeping",
+            id=self._sweep_id,
+            task_queue=self._task_queue,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            static_summary="Start and close what was left",
         )
 
-        def replace(_: ScheduleUpdateInput) -> ScheduleUpdate:
-            return ScheduleUpdate(schedule)
-
+    async def _remove_sweep_schedule(self) -> None:
+        """Removes the schedule with which older versions swept, and the round of theirs that still runs."""
+        schedule = self.client.get_schedule_handle(self._sweep_id)
         try:
-            await self.client.create_schedule(name, schedule, trigger_immediately=True)
-        except ScheduleAlreadyRunningError:
-            handle = self.client.get_schedule_handle(name)
-            await handle.update(replace)
-            await handle.trigger()
+            description = await schedule.describe()
+            await schedule.delete()
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                return
+            raise
+        for action in description.info.running_actions:
+            if isinstance(action, ScheduleActionExecutionStartWorkflow):
+                await self.terminate(action.workflow_id, "One workflow that never ends sweeps now.")
+
+    @property
+    def _sweep_id(self) -> str:
+        return f"{self._task_queue}-sweep"
 
 
-def webhook_task_queue(task_queue: str) -> str:
+def webhook_task_queue(task_queue: str, *, failing: bool = False) -> str:
     """Where deliveries run: receivers that are slow must not keep the steps of operations waiting."""
-    return f"{task_queue}-webhooks"
+    return queue_for(f"{task_queue}-webhooks", failing=failing)
 
 
-def _found_by(organization: str, resource: str, kind: str) -> TypedSearchAttributes:
+def _found_by(
+    organization: str, resource: str, kind: str, *, name: str = "", slug: str = ""
+) -> TypedSearchAttributes:
     """What an operator finds a workflow by."""
-    return TypedSearchAttributes(
-        [
-            SearchAttributePair(ORGANIZATION, organization),
-            SearchAttributePair(RESOURCE, resource),
-            SearchAttributePair(KIND, kind),
-        ]
-    )
+    values = {ORGANIZATION: organization, RESOURCE: resource, KIND: kind, NAME: name, SLUG: slug}
+    return TypedSearchAttributes([SearchAttributePair(key, value) for key, value in values.items() if value])

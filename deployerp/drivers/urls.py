@@ -1,10 +1,11 @@
-"""Which URLs a receiver of webhooks may have, and which addresses anybody could call.
+"""Which URLs users may give, for webhooks and clouds, and which addresses anybody could call.
 
 The rules are for users who are not trusted: what a URL says must be plain to every parser, and what it leads
 to must not be within reach of the control plane alone.
 """
 
 import re
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
 from yarl import URL
@@ -51,11 +52,12 @@ _NOT_PUBLIC_IPV6 = tuple(
     IPv6Network(network)
     for network in ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20")
 )
+_LOOPBACK = [ip_address("127.0.0.1"), ip_address("::1")]
 _NAT64 = IPv6Network("64:ff9b::/96")
 
 
 def check_url(url: str) -> str:
-    """The rule that a receiver's URL keeps to by its form alone; returns it as it is.
+    """The rule that a user's URL keeps to by its form alone; returns it as it is.
 
     Raises ValueError, so that a schema can use it as a validator. Where the URL leads is checked when it
     is used, since names can change their addresses.
@@ -67,12 +69,12 @@ def check_url(url: str) -> str:
     try:
         parsed = URL(url)
     except ValueError:
-        raise ValueError("must be a URL such as https://example.com/webhooks") from None
+        raise ValueError("must be a URL such as https://example.com/path") from None
     if parsed.scheme not in ("http", "https"):
         raise ValueError("must begin with https:// or http://")
     authority = re.split("[/?#]", url.partition("//")[2], maxsplit=1)[0]
     if "@" in authority:
-        raise ValueError("must not hold a user name or password: the signature tells who sends")
+        raise ValueError("must not hold a user name or password")
     if "#" in url:
         raise ValueError("must not have a fragment (#...)")
     if not _AUTHORITY.fullmatch(authority):
@@ -80,6 +82,25 @@ def check_url(url: str) -> str:
     if parsed.port in _PORTS_OF_OTHERS:
         raise ValueError(f"must not use port {parsed.port}, which belongs to another protocol than HTTP")
     _check_host(parsed.raw_host or "", bracketed=authority.startswith("["))
+    return url
+
+
+def check_destination(url: str, allowed_networks: Sequence[Network]) -> str:
+    """The rule for where a URL leads as far as its text tells; returns it as it is.
+
+    Raises ValueError where it never works: for an address, or this machine's own name, that must not be
+    called. Where other names lead is looked up when they are used.
+    """
+    host = (URL(url).raw_host or "").removesuffix(".").lower()
+    if is_address(host):
+        leads_to = [ip_address(host)]
+    else:
+        leads_to = _LOOPBACK if host == "localhost" or host.endswith(".localhost") else []
+    if leads_to and not any(may_be_called(address, allowed_networks) for address in leads_to):
+        raise ValueError(
+            f"must lead to a public address, and {host} is none: use another, or let the operator add its"
+            " network to DEPLOYERP_ALLOWED_NETWORKS"
+        )
     return url
 
 
@@ -102,6 +123,18 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def may_be_called(address: Address, allowed_networks: Sequence[Network]) -> bool:
+    """Whether the control plane may connect to an address that a user gave, or that a name of theirs has."""
+    plain = address
+    if isinstance(address, IPv6Address):
+        # A zone is one of our own interfaces.
+        if address.scope_id is not None:
+            return False
+        # The kernel treats a mapped address as the IPv4 address in it; a NAT64 gateway has its own idea.
+        plain = address.ipv4_mapped or address
+    return any(plain in network for network in allowed_networks) or is_public(address)
 
 
 def is_public(address: Address) -> bool:

@@ -110,6 +110,44 @@ make_directories() {
     mkdir -p -m 700 "$state/caddy"
 }
 
+# A cloud's metadata service gives user data, which hold this machine's keys, to whoever asks.
+# Docker keeps the chain DOCKER-USER as it finds it, and asks it first about what containers send out.
+keep_containers_from_metadata() {
+    mkdir -p -m 755 /etc/deployerp
+    put /etc/deployerp/block-metadata 755 <<'PROGRAM'
+#!/bin/sh
+# Keeps containers from link-local addresses, and from the metadata service of EC2 over IPv6.
+
+block() {
+    "$1" -w -n -L DOCKER-USER >/dev/null 2>&1 || "$1" -w -N DOCKER-USER || return 1
+    for protocol in tcp udp; do
+        # Some clouds have the resolver of their machines at the same address.
+        rule="DOCKER-USER -d $2 -p $protocol ! --dport 53 -j DROP"
+        # shellcheck disable=SC2086 # words of a rule
+        "$1" -w -C $rule 2>/dev/null || "$1" -w -I $rule || return 1
+    done
+}
+
+if ! block iptables 169.254.0.0/16; then
+    echo "deployerp: cannot keep containers from the cloud's metadata service: iptables failed" >&2
+    exit 1
+fi
+block ip6tables fd00:ec2::254 2>/dev/null || echo "deployerp: no rules for IPv6: ip6tables does not work here"
+PROGRAM
+    /etc/deployerp/block-metadata
+    # Without systemd this script runs at each boot, before the engine.
+    if has_systemd; then block_metadata_at_each_start; fi
+}
+
+block_metadata_at_each_start() {
+    mkdir -p -m 755 /etc/systemd/system/docker.service.d
+    put /etc/systemd/system/docker.service.d/deployerp.conf 644 <<'UNIT'
+[Service]
+ExecStartPre=/etc/deployerp/block-metadata
+UNIT
+    if [ "$changed" = yes ]; then systemctl daemon-reload; fi
+}
+
 # Only what comes to the machine itself: published ports of containers are forwarded, and Docker's own.
 write_firewall() {
     mkdir -p -m 755 /etc/deployerp
@@ -176,6 +214,7 @@ main() {
     write_engine_settings
     install_packages
     apply_engine_settings
+    keep_containers_from_metadata
     write_firewall
     put "$state/ready" 644 <<MARKER
 $revision

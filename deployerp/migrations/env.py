@@ -35,7 +35,8 @@ def _migrate(connection: Connection) -> None:
 
 
 async def _run() -> None:
-    engine = open_database(context.config.attributes["database_url"])
+    # Without limits: a migration of a large table takes as long as it takes.
+    engine = open_database(context.config.attributes["database_url"], limits={})
     try:
         async with engine.connect() as connection:
             await connection.run_sync(_migrate)

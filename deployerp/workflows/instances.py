@@ -37,6 +37,11 @@ async def _deploy(run: OperationRun) -> None:
 
 
 async def _start(run: OperationRun) -> None:
+    await run.step(InstanceActivities.pull_images, timeout=_IMAGES)
+    await _start_containers(run)
+
+
+async def _start_containers(run: OperationRun) -> None:
     await run.step(InstanceActivities.start_postgres)
     await run.step(InstanceActivities.start_odoo)
     await _until_healthy(run)
@@ -47,13 +52,15 @@ async def _stop(run: OperationRun) -> None:
 
 
 async def _restart(run: OperationRun) -> None:
+    # First, so that an instance whose image nobody has goes on running.
+    await run.step(InstanceActivities.pull_images, timeout=_IMAGES)
     await run.step(InstanceActivities.stop_containers)
-    await _start(run)
+    await _start_containers(run)
 
 
 async def _delete(run: OperationRun) -> None:
     try:
-        await run.step(InstanceActivities.remove_instance)
+        await run.step(InstanceActivities.remove_instance, to_its_end=True)
     except ActivityError as error:
         if is_cancelled_exception(error) or not run.order.force:
             raise
@@ -65,35 +72,35 @@ async def _delete(run: OperationRun) -> None:
 class DeployInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _deploy)
+        await run_operation(order, _deploy, InstanceActivities.observe_instance)
 
 
 @workflow.defn
 class StartInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _start)
+        await run_operation(order, _start, InstanceActivities.observe_instance)
 
 
 @workflow.defn
 class StopInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _stop)
+        await run_operation(order, _stop, InstanceActivities.observe_instance)
 
 
 @workflow.defn
 class RestartInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _restart)
+        await run_operation(order, _restart, InstanceActivities.observe_instance)
 
 
 @workflow.defn
 class DeleteInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _delete)
+        await run_operation(order, _delete, InstanceActivities.observe_instance)
 
 
 WORKFLOWS = (DeployInstance, StartInstance, StopInstance, RestartInstance, DeleteInstance)

@@ -1,4 +1,4 @@
-"""How every operation runs: claim, steps with their undoing, end; and the sweep that nothing is left of."""
+"""How every operation runs: claim, steps with their undoing, end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -19,19 +19,21 @@ from temporalio.exceptions import (
 )
 
 with workflow.unsafe.imports_passed_through():
-    from deployerp.activities.operations import OperationActivities
     from deployerp.activities.records import Records
 
 from deployerp.domain.errors import codes
-from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome, SweepReport
+from deployerp.domain.lifecycles import action_of
+from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
+from deployerp.domain.retries import FIRST_PAUSE, LONGEST_PAUSE, RETRY_PERIOD, pause_after
 from deployerp.domain.steps import STEPS
 
-# A step that keeps failing for a reason that may pass is given up after this many tries.
-STEP_ATTEMPTS = 4
 # Beats come every two seconds; what blocks a worker's loop for longest is hashing a password.
 HEARTBEAT = timedelta(seconds=10)
 
+_OBSERVATION = timedelta(seconds=45)
+
 StepActivity = Callable[[Any, OperationOrder], Awaitable[None]]
+Observation = Callable[[Any, OperationOrder], Awaitable[str | None]]
 
 
 class OperationRun:
@@ -39,6 +41,7 @@ class OperationRun:
 
     def __init__(self, order: OperationOrder) -> None:
         self.order = order
+        self.has_begun = False
         self._undo: list[StepActivity] = []
 
     async def step(
@@ -47,12 +50,34 @@ class OperationRun:
         *,
         timeout: timedelta = timedelta(minutes=10),
         undo: StepActivity | None = None,
-        attempts: int = STEP_ATTEMPTS,
+        to_its_end: bool = False,
     ) -> None:
-        """Runs a step; `undo` is registered before it, since a step that fails may have half happened."""
+        """Runs a step until it succeeds, at most ten minutes beyond its first failure.
+
+        `undo` is registered before it, since a step that fails may have half happened. With `to_its_end` a
+        cancellation waits for the attempt that runs, and is void when that one succeeds: half of it would
+        serve nobody.
+        """
         if undo is not None and undo not in self._undo:
             self._undo.append(undo)
-        await self._execute(step, timeout, attempts)
+        self._refuse_cancelled()
+        self.has_begun = True
+        attempt, failed_at = 1, None
+        while True:
+            work = self._execute(step, timeout, RetryPolicy(maximum_attempts=1))
+            try:
+                await (_uninterrupted(work) if to_its_end else work)
+            except ActivityError as error:
+                failed_at = failed_at or workflow.now()
+                if not _may_pass(error) or workflow.now() - failed_at >= RETRY_PERIOD:
+                    raise
+                self._refuse_cancelled()
+                await workflow.sleep(_pause(error, attempt))
+                attempt += 1
+            else:
+                return
+
+    def _refuse_cancelled(self) -> None:
         # A step that is done before it hears of a cancellation ends as if there had been none.
         if workflow.cancellation_reason() is not None:
             raise CancelledError("Cancelled between two steps.")
@@ -62,13 +87,15 @@ class OperationRun:
         left = []
         for step in reversed(self._undo):
             try:
-                await self._execute(step, timedelta(minutes=10), attempts=0)
+                # By Temporal, whose own retries make no history: some take weeks.
+                retries = RetryPolicy(initial_interval=FIRST_PAUSE, maximum_interval=LONGEST_PAUSE)
+                await self._execute(step, timedelta(minutes=10), retries)
             except ActivityError as error:
                 _, _, reason = _reason(error)
                 left.append(f"“{STEPS[step.__name__]}” failed too: {reason}")
         return left
 
-    async def _execute(self, step: StepActivity, timeout: timedelta, attempts: int) -> None:
+    async def _execute(self, step: StepActivity, timeout: timedelta, retries: RetryPolicy) -> None:
         title = STEPS[step.__name__]
         workflow.set_current_details(title)
         await workflow.execute_activity_method(
@@ -76,18 +103,30 @@ class OperationRun:
             self.order,
             start_to_close_timeout=timeout,
             heartbeat_timeout=HEARTBEAT,
-            retry_policy=RetryPolicy(
-                initial_interval=timedelta(seconds=1),
-                maximum_interval=timedelta(seconds=30),
-                maximum_attempts=attempts,
-            ),
+            retry_policy=retries,
             cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
             summary=title,
         )
 
 
-async def run_operation(order: OperationOrder, steps: Callable[[OperationRun], Awaitable[None]]) -> None:
-    """Claims the operation, runs its steps and records how it ended; failure and cancellation undo first."""
+def _may_pass(error: ActivityError) -> bool:
+    """Whether another attempt may succeed: the step did not say no, or its worker was lost."""
+    cause = error.cause
+    return isinstance(cause, TimedOut) or (isinstance(cause, ApplicationError) and not cause.non_retryable)
+
+
+def _pause(error: ActivityError, attempt: int) -> timedelta:
+    asked = error.cause.next_retry_delay if isinstance(error.cause, ApplicationError) else None
+    return asked or pause_after(attempt)
+
+
+async def run_operation(
+    order: OperationOrder, steps: Callable[[OperationRun], Awaitable[None]], observe: Observation
+) -> None:
+    """Claims the operation, runs its steps and records how it ended; failure and cancellation undo first.
+
+    `observe` looks at the resource when its action leaves what is seen then.
+    """
     run = OperationRun(order)
     try:
         if not await _record(Records.claim_operation, order):
@@ -95,7 +134,7 @@ async def run_operation(order: OperationOrder, steps: Callable[[OperationRun], A
         await steps(run)
     except (FailureError, asyncio.CancelledError) as error:
         outcome, code, message = _reason(error)
-        await _uninterrupted(_close(run, outcome, code, message))
+        await _uninterrupted(_close(run, observe, outcome, code, message))
         raise
     await _uninterrupted(_record(Records.end_operation, OperationEnd(order, "succeeded")))
     workflow.set_current_details("Done")
@@ -112,12 +151,30 @@ async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> None:
     task.result()
 
 
-async def _close(run: OperationRun, outcome: Outcome, code: str, message: str) -> None:
+async def _close(run: OperationRun, observe: Observation, outcome: Outcome, code: str, message: str) -> None:
     left = await run.undo()
     if left:
         message = " ".join((message, *left, f"Put that right, then delete the {run.order.resource_type}."))
-    await _record(Records.end_operation, OperationEnd(run.order, outcome, code, message))
+    leaves_what_is_seen = action_of(run.order.resource_type, run.order.action).on_failure == "before"
+    observed = await _observed(run.order, observe) if run.has_begun and leaves_what_is_seen else None
+    end = OperationEnd(run.order, outcome, code, message, observed, run.has_begun)
+    await _record(Records.end_operation, end)
     workflow.set_current_details(message)
+
+
+async def _observed(order: OperationOrder, observe: Observation) -> str | None:
+    """The status in which the resource is seen; None where it cannot be seen."""
+    try:
+        return await workflow.execute_activity_method(
+            observe,
+            order,
+            start_to_close_timeout=_OBSERVATION,
+            schedule_to_start_timeout=_OBSERVATION,
+            retry_policy=RetryPolicy(maximum_attempts=1),
+            summary="Look at what is there",
+        )
+    except ActivityError:
+        return None
 
 
 async def _record(record: Callable[[Any, Any], Awaitable[Any]], argument: object) -> Any:
@@ -147,17 +204,3 @@ def _reason(error: BaseException) -> tuple[Outcome, str, str]:
         "internal_error",
         f"{step}: failed for a reason that the worker's log tells. Retry the operation.",
     )
-
-
-@workflow.defn
-class Sweep:
-    """Starts operations and deliveries that were never started and closes those that have vanished."""
-
-    @workflow.run
-    async def run(self) -> SweepReport:
-        return await workflow.execute_activity_method(
-            OperationActivities.sweep,
-            start_to_close_timeout=timedelta(minutes=2),
-            retry_policy=RetryPolicy(maximum_attempts=1),
-            summary="Start what was never started, close what has vanished",
-        )

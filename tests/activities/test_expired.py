@@ -6,10 +6,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import func, select, update
-from sqlmodel import col
 
 from deployerp.activities.expired import forget_expired
 from deployerp.activities.operations import OperationActivities
+from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.domain import base
 from deployerp.domain.base import new_id, utc_now
@@ -18,14 +18,17 @@ from deployerp.domain.events import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
+from deployerp.domain.secrets import Vault
+from deployerp.domain.set_password_tokens import SetPasswordToken
 from deployerp.domain.settings import Settings
 from deployerp.domain.users import User
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client
+from tests.drivers.fake_cloud import FakeClouds
 from tests.webhooks import House
 
-MODELS = (IdempotencyRecord, RateWindow, RefreshToken)
+MODELS = (IdempotencyRecord, RateWindow, RefreshToken, SetPasswordToken)
 MONTH = timedelta(days=30)
 
 
@@ -45,10 +48,11 @@ async def kept(sessions: SessionFactory, models: Sequence[type] = MODELS) -> lis
 async def test_only_what_is_over_is_forgotten(client: Client, sessions: SessionFactory) -> None:
     now, organization_id = utc_now(), client.organization_id
     async with sessions() as session, session.begin():
-        user = User(email="ada@example.com", name="Ada")
-        session.add(user)
+        user = User(email="ada@example.com", email_verified_at=now, name="Ada")
+        other = User(email="grace@example.com", email_verified_at=now, name="Grace")
+        session.add_all([user, other])
         await session.flush()
-        for expires_at in (now - timedelta(seconds=1), now + timedelta(hours=1)):
+        for expires_at, of in ((now - timedelta(seconds=1), user), (now + timedelta(hours=1), other)):
             session.add_all(
                 [
                     IdempotencyRecord(
@@ -66,14 +70,20 @@ async def test_only_what_is_over_is_forgotten(client: Client, sessions: SessionF
                         token_digest=uuid4().hex,
                         expires_at=expires_at,
                     ),
+                    SetPasswordToken(
+                        user_id=of.id,
+                        organization_id=organization_id,
+                        token_digest=uuid4().hex,
+                        expires_at=expires_at,
+                    ),
                     RateWindow(
                         subject=uuid4().hex, seconds=60, started_at=expires_at - timedelta(hours=1), spent=1
                     ),
                 ]
             )
-    assert await kept(sessions) == [2, 2, 2]
-    assert await forget_expired(sessions, MONTH) == 3
-    assert await kept(sessions) == [1, 1, 1]
+    assert await kept(sessions) == [2, 2, 2, 2]
+    assert await forget_expired(sessions, MONTH) == 4
+    assert await kept(sessions) == [1, 1, 1, 1]
     assert await forget_expired(sessions, MONTH) == 0
 
 
@@ -85,12 +95,9 @@ async def test_a_sweep_forgets_too(
     )
     assert answer.status_code == 201
     async with sessions() as session, session.begin():
-        await session.execute(
-            update(IdempotencyRecord)
-            .where(col(IdempotencyRecord.key) == "x")
-            .values(expires_at=utc_now() - timedelta(days=1))
-        )
-    await OperationActivities(sessions, records, await Temporal.open(settings), settings).sweep()
+        await session.execute(update(IdempotencyRecord).values(expires_at=utc_now() - timedelta(days=1)))
+    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
+    await OperationActivities(sessions, records, await Temporal.open(settings), settings, reaper).sweep()
     assert (await kept(sessions))[0] == 0
 
 
@@ -137,6 +144,23 @@ async def test_so_many_are_forgotten_at_once_the_oldest_first(
     assert await kept(sessions, EVENTS) == [0, 0, 0]
 
 
+@pytest.mark.fault("24")
+async def test_no_transaction_forgets_more_rows_than_allowed(
+    house: House, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await house.listen("http://127.0.0.1:9/")
+    await written(house, timedelta(days=45), monkeypatch)
+    async with sessions() as session, session.begin():
+        (tried,) = await session.scalars(select(WebhookAttempt))
+        session.add_all([WebhookAttempt(delivery_id=tried.delivery_id, number=number) for number in (2, 3)])
+    left = [await kept(sessions, EVENTS)]
+    while left[-1] != [0, 0, 0]:
+        await forget_expired(sessions, MONTH, at_once=2)
+        left.append(await kept(sessions, EVENTS))
+    assert left == [[1, 3, 3], [1, 1, 1], [0, 0, 0]]
+
+
 async def test_a_sweep_keeps_events_as_long_as_the_settings_say(
     house: House,
     records: Records,
@@ -146,8 +170,9 @@ async def test_a_sweep_keeps_events_as_long_as_the_settings_say(
 ) -> None:
     await written(house, timedelta(days=3), monkeypatch)
     temporal = await Temporal.open(settings)
-    await OperationActivities(sessions, records, temporal, settings).sweep()
+    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
+    await OperationActivities(sessions, records, temporal, settings, reaper).sweep()
     assert await kept(sessions, EVENTS) == [1, 1, 1]
     impatient = settings.model_copy(update={"event_retention_days": 2})
-    await OperationActivities(sessions, records, temporal, impatient).sweep()
+    await OperationActivities(sessions, records, temporal, impatient, reaper).sweep()
     assert await kept(sessions, EVENTS) == [0, 0, 0]

@@ -1,25 +1,31 @@
 """The sweep against a real Temporal: what a crash between two systems has left is put right."""
 
+import dataclasses
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
+from deployerp.activities import operations as activities
 from deployerp.activities.operations import OperationActivities
-from deployerp.activities.records import Records
+from deployerp.activities.reaper import NodeReaper
+from deployerp.activities.records import STEP_LEASE, Records
 from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import Unavailable
-from deployerp.domain.messages import OperationOrder, SweepReport
-from deployerp.domain.operations import Operation
+from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder, SweepReport
+from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
 from tests.conftest import Fleet, free_port, new_client, open_api
+from tests.drivers.fake_cloud import FakeClouds
 
 HOOKS = "https://example.com/hooks"
 
@@ -31,11 +37,17 @@ class Sweeper:
     sessions: SessionFactory
     records: Records
     temporal: Temporal
+    reaper: NodeReaper
     at_once: int = 500
 
     def __post_init__(self) -> None:
         self._activities = OperationActivities(
-            self.sessions, self.records, self.temporal, Settings.model_construct(), self.at_once
+            self.sessions,
+            self.records,
+            self.temporal,
+            Settings.model_construct(),
+            self.reaper,
+            self.at_once,
         )
 
     async def sweep(self) -> SweepReport:
@@ -57,7 +69,8 @@ class Sweeper:
 
 @pytest.fixture
 async def sweeper(sessions: SessionFactory, records: Records, settings: Settings) -> Sweeper:
-    return Sweeper(sessions, records, await Temporal.open(settings))
+    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
+    return Sweeper(sessions, records, await Temporal.open(settings), reaper)
 
 
 @pytest.fixture
@@ -97,6 +110,49 @@ async def test_one_that_was_cancelled_before_it_was_started_is_started_to_say_so
     await offline.client.call("POST", f"/v1/operations/{order.operation_id}/cancel")
     assert await sweeper.sweep() == SweepReport(started_operations=1)
     assert await sweeper.records.claim_operation(order) is False
+
+
+@pytest.mark.fault("24")
+async def test_a_row_that_cannot_be_swept_does_not_stop_the_others(
+    offline: Fleet, sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = await order_of(offline, await offline.begin_server("one"))
+    await offline.begin_server("two")
+    run_state = sweeper.temporal.run_state
+
+    async def fail_on_broken(workflow_id: str) -> str:
+        if workflow_id == broken.workflow_id:
+            raise ValueError("this row is broken")
+        return await run_state(workflow_id)
+
+    monkeypatch.setattr(sweeper.temporal, "run_state", fail_on_broken)
+    assert await sweeper.sweep() == SweepReport(started_operations=1)
+
+
+@pytest.mark.fault("24")
+async def test_an_endpoint_that_cannot_be_woken_stops_neither_the_others_nor_what_follows(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    broken, sound = await endpoints(sessions)
+    wake, forgotten = sweeper.temporal.wake_endpoint, []
+
+    async def fail_on_broken(order: EndpointOrder, *, changed: bool = False) -> None:
+        if broken.order == order:
+            raise ValueError("this endpoint is broken")
+        await wake(order, changed=changed)
+
+    async def fail(*_: object) -> int:
+        forgotten.append(True)
+        raise ValueError("nothing can be forgotten")
+
+    monkeypatch.setattr(sweeper.temporal, "wake_endpoint", fail_on_broken)
+    monkeypatch.setattr(activities, "forget_expired", fail)
+    assert await sweeper.sweep() == SweepReport(woken_endpoints=1)
+    assert await sweeper.temporal.run_state(sound.order.workflow_id) == "running"
+    assert forgotten
 
 
 async def test_young_rows_are_left_to_who_wrote_them(offline: Fleet, sweeper: Sweeper) -> None:
@@ -204,13 +260,50 @@ async def test_an_endpoint_for_which_nothing_is_overdue_is_left_alone(
     assert await sweeper._activities.sweep() == SweepReport()
 
 
+@pytest.mark.fault("15")
+async def test_an_endpoint_that_stays_overdue_is_not_woken_by_every_sweep(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    assert [(await sweeper.sweep()).woken_endpoints for _ in range(3)] == [1, 0, 0]
+    # One that was served meanwhile is woken at once, should it be overdue again.
+    async with sessions() as session, session.begin():
+        await session.execute(update(WebhookDelivery).values(state="succeeded"))
+    assert (await sweeper.sweep()).woken_endpoints == 0
+    async with sessions() as session, session.begin():
+        await session.execute(update(WebhookDelivery).values(state="pending"))
+    assert (await sweeper.sweep()).woken_endpoints == 1
+
+
+@pytest.mark.fault("24")
+async def test_an_endpoint_whose_change_was_not_told_hears_of_it(
+    offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
+) -> None:
+    created = await offline.client.data("POST", "/v1/webhook-endpoints", {"url": HOOKS})
+    await offline.server()
+    assert (await sweeper.sweep()).woken_endpoints == 1
+    async with sessions() as session, session.begin():
+        await session.execute(update(WebhookEndpoint).values(failing_since=utc_now()))
+    await offline.client.data("PATCH", f"/v1/webhook-endpoints/{created['id']}", {"url": f"{HOOKS}/right"})
+    assert (await sweeper.sweep()).woken_endpoints == 1
+    [endpoint] = await endpoints(sessions)
+    handle = sweeper.temporal.client.get_workflow_handle(endpoint.order.workflow_id)
+    signals = [
+        event.workflow_execution_signaled_event_attributes.signal_name
+        for event in (await handle.fetch_history()).events
+        if event.HasField("workflow_execution_signaled_event_attributes")
+    ]
+    assert signals == ["wake", "changed"]
+
+
 async def test_a_sweep_wakes_so_many_and_the_next_goes_on(
     offline: Fleet, sweeper: Sweeper, sessions: SessionFactory
 ) -> None:
     for _ in range(5):
         await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
     await offline.server()
-    bounded = Sweeper(sessions, sweeper.records, sweeper.temporal, at_once=2)
+    bounded = dataclasses.replace(sweeper, at_once=2)
     woken = [(await bounded.sweep()).woken_endpoints for _ in range(4)]
     assert woken == [2, 2, 1, 2]
     for endpoint in await endpoints(sessions):
@@ -222,7 +315,7 @@ async def test_a_sweep_looks_at_so_many_and_the_next_goes_on(
 ) -> None:
     provider = await fleet.provider()
     orders = [await order_of(fleet, await fleet.begin_server(f"s{n}", provider["id"])) for n in range(5)]
-    bounded = Sweeper(sessions, sweeper.records, sweeper.temporal, at_once=2)
+    bounded = dataclasses.replace(sweeper, at_once=2)
     # The first four run and stay open: they must not keep the fifth from its turn.
     await sweeper.temporal.terminate(orders[-1].workflow_id, "An operator did it.")
     assert await bounded.sweep() == SweepReport()
@@ -240,7 +333,7 @@ async def test_nothing_is_closed_while_temporal_does_not_answer(
     order = await order_of(fleet, await fleet.begin_server())
     await sweeper.records.claim_operation(order)
     without = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
-    blind = Sweeper(sweeper.sessions, sweeper.records, await Temporal.open(without))
+    blind = dataclasses.replace(sweeper, temporal=await Temporal.open(without))
     with pytest.raises(Unavailable):
         await blind.sweep()
     assert await state_of(fleet, order) == ("running", None)
@@ -263,3 +356,25 @@ async def test_one_that_ends_while_temporal_is_asked_keeps_its_own_end(
     assert await sweeper.sweep() == SweepReport()
     assert await state_of(fleet, order) == ("succeeded", None)
     assert (await fleet.client.data("GET", f"/v1/servers/{begun['id']}"))["status"] == "running"
+
+
+async def test_steps_of_closed_operations_whose_worker_is_lost_are_ended(
+    fleet: Fleet, records: Records, sessions: SessionFactory, sweeper: Sweeper
+) -> None:
+    names = ("lost", "alive", "open")
+    ids = {name: (await fleet.begin_server(name))["operation"]["id"] for name in names}
+    for operation_id in ids.values():
+        await records.begin_step(operation_id, "create_node")
+    for name in ("lost", "alive"):
+        await records.end_operation(OperationEnd(await fleet.order(ids[name]), "cancelled"))
+    async with sessions() as session, session.begin():
+        old = col(OperationStep.operation_id).in_([UUID(ids["lost"]), UUID(ids["open"])])
+        await session.execute(update(OperationStep).where(old).values(updated_at=utc_now() - 2 * STEP_LEASE))
+    assert (await sweeper._activities.sweep()).ended_steps == 1
+
+    async def steps(name: str) -> list[tuple[str, str | None]]:
+        found = (await fleet.client.data("GET", f"/v1/operations/{ids[name]}"))["steps"]
+        return [(step["state"], step["detail"]) for step in found]
+
+    assert await steps("lost") == [("failed", "Its worker was lost.")]
+    assert await steps("alive") == await steps("open") == [("running", None)]

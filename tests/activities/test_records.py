@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import TypeVar
 from uuid import UUID, uuid4
 
@@ -11,14 +12,15 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col
 
 from deployerp.activities import records as records_module
-from deployerp.activities.records import Records
+from deployerp.activities import settling
+from deployerp.activities.records import Records, StepFailure
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.errors import NotFound
 from deployerp.domain.event_log import write_event
 from deployerp.domain.events import Event
 from deployerp.domain.instances import Instance
 from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder
-from deployerp.domain.operations import Operation
+from deployerp.domain.operations import Operation, OperationHold
 from deployerp.domain.servers import Server
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
@@ -122,7 +124,7 @@ async def test_an_end_that_breaks_in_the_middle_leaves_nothing(
         await write_event(*given)
         raise ConnectionResetError
 
-    monkeypatch.setattr(records_module, "write_event", breaks)
+    monkeypatch.setattr(settling, "write_event", breaks)
     with pytest.raises(ConnectionResetError):
         await records.end_operation(OperationEnd(order, "succeeded"))
     monkeypatch.undo()
@@ -169,7 +171,8 @@ async def test_an_instance_that_went_with_its_server_does_not_come_back(
     if not claimed:
         assert await records.claim_operation(order) is False
     await records.end_operation(OperationEnd(order, outcome, "host_unreachable", "Gone."))
-    assert (await client.data("GET", f"/v1/operations/{order.operation_id}"))["state"] == outcome
+    ended = await client.data("GET", f"/v1/operations/{order.operation_id}")
+    assert (ended["state"], ended["errorCode"]) == ("cancelled", "superseded")
     (instance,) = await rows(sessions, Instance)
     assert (instance.status, instance.status_message) == ("deleted", "Deleted with its server.")
     assert await client.data("GET", "/v1/events") == events
@@ -197,15 +200,16 @@ async def test_events_of_twenty_writers_have_neither_gaps_nor_repeats(
     assert {each["resourceId"] for each in told} == {each["id"] for each in begun}
 
 
-async def test_the_database_holds_a_second_open_operation_off(fleet: Fleet, sessions: SessionFactory) -> None:
+async def test_the_database_refuses_a_second_exclusive_hold(fleet: Fleet, sessions: SessionFactory) -> None:
     begun = await fleet.begin_server()
     async with sessions() as session, session.begin():
         session.add(
-            Operation(
+            OperationHold(
                 organization_id=fleet.client.organization_id,
+                operation_id=UUID(begun["operation"]["id"]),
                 resource_type="server",
                 resource_id=UUID(begun["id"]),
-                action="delete",
+                status_before="pending",
             )
         )
         with pytest.raises(DBAPIError, match="resource_id"):
@@ -218,14 +222,102 @@ async def test_a_step_that_is_tried_again_keeps_its_place_and_its_start(
 ) -> None:
     begun = await fleet.begin_server()
     begun_id = begun["operation"]["id"]
-    await records.begin_step(begun_id, "prepare_keys", 1)
-    await records.end_step(begun_id, "prepare_keys", "succeeded", "Two keys")
-    await records.begin_step(begun_id, "create_node", 1)
-    await records.end_step(begun_id, "create_node", "failed", "The cloud is full.")
+    await records.begin_step(begun_id, "prepare_keys")
+    await records.end_step(begun_id, "prepare_keys", "Two keys")
+    await records.begin_step(begun_id, "create_node")
+    await records.fail_step(begun_id, "create_node", StepFailure("provider_error", "The cloud is full."))
     first = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
-    await records.begin_step(begun_id, "prepare_keys", 2)
+    await records.begin_step(begun_id, "prepare_keys")
     second = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
     assert [each["name"] for each in second] == ["prepare_keys", "create_node"]
     assert second[0]["startedAt"] == first[0]["startedAt"]
     assert (second[0]["state"], second[0]["attempt"], second[0]["finishedAt"]) == ("running", 2, None)
     assert second[1] == first[1]
+
+
+@pytest.mark.fault("5")
+async def test_a_run_without_a_step_leaves_what_was_before(fleet: Fleet, records: Records) -> None:
+    server = await fleet.server()
+    deletion = await fleet.client.data("DELETE", f"/v1/servers/{server['id']}", status=202)
+    order = await fleet.order(deletion["operation"]["id"])
+    await records.end_operation(OperationEnd(order, "cancelled", "cancelled", "Cancelled.", has_begun=False))
+    assert (await fleet.client.data("GET", f"/v1/servers/{server['id']}"))["status"] == "running"
+
+
+@pytest.mark.fault("5")
+@pytest.mark.parametrize(("observed", "status"), [("stopped", "stopped"), (None, "running")])
+async def test_a_failure_leaves_what_is_seen_or_what_was_before(
+    fleet: Fleet, records: Records, observed: str | None, status: str
+) -> None:
+    server = await fleet.server()
+    path = f"/v1/servers/{server['id']}"
+    begun = await fleet.client.data("POST", f"{path}/actions", {"action": "restart"}, 202)
+    order = await fleet.order(begun["operation"]["id"])
+    await records.claim_operation(order)
+    await records.end_operation(OperationEnd(order, "failed", "world_error", "It broke.", observed=observed))
+    told = await fleet.client.data("GET", path)
+    assert (told["status"], told["statusMessage"]) == (status, "It broke.")
+
+
+@pytest.mark.fault("5")
+async def test_what_was_once_running_can_be_restarted_after_a_failure(
+    fleet: Fleet, sessions: SessionFactory
+) -> None:
+    server = await fleet.server()
+    deployed = await fleet.instance(server["id"])
+    never = await fleet.settled(await fleet.begin_instance(server["id"]), "failed")
+    async with sessions() as session, session.begin():
+        (await session.get_one(Instance, UUID(deployed["id"]))).status = "failed"
+    restart = {"action": "restart"}
+    await fleet.client.call("POST", f"/v1/instances/{deployed['id']}/actions", restart, 202)
+    error = await fleet.client.error(
+        "POST", f"/v1/instances/{never['id']}/actions", restart, code="invalid_state"
+    )
+    assert "retry" in error["message"]
+
+
+@pytest.mark.fault("6")
+async def test_a_step_that_fails_for_a_minute_is_told_once(
+    fleet: Fleet, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = await fleet.begin_server()
+    operation_id = begun["operation"]["id"]
+    failure = StepFailure("host_unreachable", "It does not answer.", timedelta(seconds=30))
+
+    async def stalled() -> list[dict]:
+        return await fleet.client.data("GET", "/v1/events?type=operation.stalled")
+
+    await records.begin_step(operation_id, "wait_for_ssh")
+    await records.fail_step(operation_id, "wait_for_ssh", failure)
+    assert await stalled() == []
+    monkeypatch.setattr(records_module, "STALLED_AFTER", timedelta(0))
+    for _ in range(2):
+        await records.begin_step(operation_id, "wait_for_ssh")
+        await records.fail_step(operation_id, "wait_for_ssh", failure)
+    [event] = await stalled()
+    assert event["data"]["errorMessage"] == "It does not answer."
+    await records.begin_step(operation_id, "wait_for_ssh")
+    await records.end_step(operation_id, "wait_for_ssh")
+    assert (await fleet.client.data("GET", f"/v1/operations/{operation_id}"))["errorCode"] is None
+
+
+@pytest.mark.fault("9")
+async def test_instances_have_a_route_from_their_deploy_to_their_deletion(
+    fleet: Fleet, records: Records
+) -> None:
+    server, elsewhere = await fleet.server("one"), await fleet.server("two")
+    running = await fleet.instance(server["id"])
+    stopped = await fleet.instance(server["id"])
+    stop = f"/v1/instances/{stopped['id']}/actions"
+    await fleet.end(await fleet.client.data("POST", stop, {"action": "stop"}))
+    deploying = await fleet.begin_instance(server["id"])
+    await records.claim_operation(await fleet.order(deploying["operation"]["id"]))
+    await fleet.begin_instance(server["id"])
+    await fleet.settled(await fleet.begin_instance(server["id"]), "failed")
+    await fleet.instance(elsewhere["id"])
+    deleting = await fleet.instance(server["id"])
+    begun = await fleet.client.data("DELETE", f"/v1/instances/{deleting['id']}")
+    await records.claim_operation(await fleet.order(begun["operation"]["id"]))
+
+    routed = await records.routed_instances(UUID(server["id"]))
+    assert {str(each.id) for each in routed} == {running["id"], stopped["id"], deploying["id"]}

@@ -28,6 +28,7 @@ from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_deliveries import WebhookDelivery
 from deployerp.domain.webhook_endpoints import new_webhook_secret
 from deployerp.domain.webhook_queue import fall_asleep, wake
+from deployerp.domain.webhook_replays import send_again
 from deployerp.drivers.http import WebhookSender
 from deployerp.drivers.temporal import Temporal
 from tests.webhooks import SECRET, VAULT, House, always, receiving, statuses
@@ -109,6 +110,31 @@ async def test_signatures_tell_the_real_time_whatever_temporal_says(house: House
         # The receiver refuses what is older or newer than five minutes.
         assert await take(order, after=timedelta(days=3)) == TurnResult(0, None)
     assert len(receiver.requests) == 1
+
+
+@pytest.mark.fault("27")
+async def test_what_is_sent_again_after_days_is_signed_with_the_time_of_that_try(
+    house: House, take: Take, sessions: SessionFactory
+) -> None:
+    # The receiver verifies each request, those that it fails as well.
+    async with receiving(statuses(500, 500, 200, 200)) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen()
+        for tries in (1, 2):
+            assert (await take(order, after=timedelta(minutes=10 * tries))).failures == 1
+        [delivery] = await house.deliveries()
+        yesterday = utc_now() - timedelta(days=1)
+        await house.change(delivery, created_at=yesterday)
+        for _ in ("once it is up", "and once more"):
+            async with sessions() as session, session.begin():
+                ended = {"state": "failed", "finished_at": yesterday, "next_attempt_at": None}
+                await session.execute(update(WebhookDelivery).values(ended))
+                assert await send_again(session, [delivery.id], utc_now()) == 1
+            assert await take(order) == TurnResult(0, None)
+    assert len(receiver.requests) == 4
+    assert len({*receiver.ids}) == len({*receiver.bodies}) == 1
+    [delivery] = await house.deliveries()
+    assert (delivery.state, delivery.attempts) == ("succeeded", 4)
 
 
 async def test_both_secrets_sign_after_a_rotation_for_a_time(house: House, take: Take) -> None:
@@ -273,7 +299,7 @@ async def test_an_address_that_must_not_be_called_is_a_failure_that_says_what_to
         await take(order, allowed=())
     [delivery] = await house.deliveries()
     assert (delivery.state, receiver.requests) == ("pending", [])
-    assert "DEPLOYERP_WEBHOOK_ALLOWED_NETWORKS" in delivery.error
+    assert "DEPLOYERP_ALLOWED_NETWORKS" in delivery.error
 
 
 async def test_a_secret_that_does_not_open_is_a_failure_and_nothing_is_sent(house: House, take: Take) -> None:
@@ -358,38 +384,33 @@ async def test_more_than_are_read_at_once_are_all_sent_once(
     house: House, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhook_deliveries, "_BATCH", 7)
+    # A busy machine must not be a reason for another turn.
+    monkeypatch.setattr(webhook_deliveries, "_TURN_SECONDS", 60)
     async with receiving(lambda _: 0.01) as receiver:
         order = await house.listen(receiver.url)
         await house.happen(100)
-        assert await take(order, webhook_concurrency=4) == TurnResult(0, None)
+        assert await take(order, webhook_concurrency=4, timeout=30) == TurnResult(0, None)
     assert len(receiver.ids) == len(set(receiver.ids)) == 100
-    assert receiver.most_at_once == 4
+    assert receiver.most_at_once <= 4
     assert {(each.state, each.attempts) for each in await house.deliveries()} == {("succeeded", 1)}
 
 
 async def test_slow_answers_do_not_keep_the_next_ones_from_being_sent(house: House, take: Take) -> None:
     last = asyncio.Event()
 
-    async def handle(request: web.Request) -> web.Response:
-        if len(seen) < 3:
-            seen.append(await request.text())
-            await last.wait()
-        seen.append(await request.text())
-        if len(seen) == 23:
+    async def respond(number: int) -> web.Response:
+        if number == 23:
             last.set()
+        if number <= 3:
+            await last.wait()
         return web.Response()
 
-    seen: list[str] = []
-    application = web.Application()
-    application.router.add_post("/hook", handle)
-    runner = web.AppRunner(application, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    order = await house.listen(f"http://127.0.0.1:{runner.addresses[0][1]}/hook")
-    await house.happen(23)
-    # The first three are answered when the last has come.
-    assert await take(order, webhook_concurrency=4, timeout=30) == TurnResult(0, None)
-    await runner.cleanup()
+    async with receiving(respond) as receiver:
+        order = await house.listen(receiver.url)
+        await house.happen(23)
+        # The first three are answered when the last has come.
+        assert await take(order, webhook_concurrency=4, timeout=30) == TurnResult(0, None)
+    assert receiver.most_at_once == 4
     assert {(each.state, each.attempts) for each in await house.deliveries()} == {("succeeded", 1)}
 
 
@@ -454,18 +475,28 @@ async def test_a_turn_waits_a_while_for_more_after_its_last_answer(
     assert len(receiver.requests) == 2
 
 
-@pytest.mark.parametrize(("longest", "in_one_turn"), [(60.0, True), (0.3, False)])
+@pytest.mark.parametrize(("seconds", "in_one_turn"), [(59.0, True), (61.0, False)])
 async def test_a_turn_does_not_let_others_wait_for_a_slow_answer_until_it_is_too_long(
-    house: House, take: Take, monkeypatch: pytest.MonkeyPatch, longest: float, in_one_turn: bool
+    house: House, take: Take, monkeypatch: pytest.MonkeyPatch, seconds: float, in_one_turn: bool
 ) -> None:
-    monkeypatch.setattr(webhook_deliveries, "_TURN_SECONDS", 0.1)
-    monkeypatch.setattr(webhook_deliveries, "_SLOW_SECONDS", 0.1)
-    monkeypatch.setattr(webhook_deliveries, "_LONGEST_TURN_SECONDS", longest)
-    async with receiving(lambda number: 4.0 if number == 1 else 0.05) as receiver:
+    now, answered = 0.0, asyncio.Event()
+    monkeypatch.setattr(webhook_deliveries._Clock, "seconds", lambda _: now)
+
+    async def respond(number: int) -> web.Response:
+        nonlocal now
+        if number == 1:
+            await answered.wait()
+        if number == 2:
+            now = seconds
+        if number == (30 if in_one_turn else 2):
+            answered.set()
+        return web.Response()
+
+    async with receiving(respond) as receiver:
         order = await house.listen(receiver.url)
         await house.happen(30)
         result = await take(order, webhook_concurrency=2, timeout=30)
-    assert (len(receiver.requests) == 30) is in_one_turn
+    assert len(receiver.requests) == (30 if in_one_turn else 2)
     assert result.wait == (None if in_one_turn else 0)
 
 
@@ -663,6 +694,21 @@ async def test_a_probe_that_is_accepted_closes_it(house: House, take: Take) -> N
         await house.happen(30)
         assert await take(order, 12) == TurnResult(0, None)
     assert len(set(receiver.ids)) == 30
+
+
+@pytest.mark.fault("24")
+async def test_failures_before_a_change_do_not_count(house: House, take: Take) -> None:
+    async with receiving(statuses(*[500] * 9, 200)) as receiver:
+        order = await house.listen(receiver.url, unseen_change=True, failing_since=utc_now())
+        before = await house.endpoint(order)
+        await house.happen(9)
+        # More than one probe, and no pause after it.
+        result = await take(order, 12, webhook_concurrency=1)
+        after = await house.endpoint(order)
+    assert (result.failures, result.paused, len(receiver.requests)) == (9, False, 9)
+    assert not after.unseen_change
+    # Nobody has changed the endpoint.
+    assert after.updated_at == before.updated_at
 
 
 async def test_it_opens_again_after_ten_more(house: House, take: Take) -> None:

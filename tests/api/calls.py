@@ -16,7 +16,6 @@ DOCUMENT = create_app(Settings.model_construct()).openapi()
 # What goes into requests and must not come out anywhere.
 CREDENTIAL, VARIABLE = "dop_v1_hunter2credential", "hunter2variable"
 HEADER = "Bearer hunter2header"
-PASSWORD = "hunter2 and a horse"
 
 
 @dataclass(frozen=True)
@@ -245,8 +244,9 @@ PREPARATIONS: dict[str, Preparation] = {
     "update_api_key": _about("/v1/api-keys", {"name": "Mine now"}, **_KEY),
     "revoke_api_key": _made("/v1/api-keys", **_KEY),
     "list_users": _nothing,
-    "create_user": _sends(**_USER, password=PASSWORD),
+    "create_user": _sends(**_USER),
     "get_user": _made("/v1/users", **_USER),
+    "reset_password": _made("/v1/users", **_USER),
     "update_user": _about("/v1/users", {"role": "developer"}, **_USER),
     "remove_user": _made("/v1/users", **_USER),
 }

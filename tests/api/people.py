@@ -6,6 +6,7 @@ from uuid import UUID
 import httpx
 from argon2 import PasswordHasher
 
+from deployerp.domain.base import utc_now
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.permissions import Role
 from deployerp.domain.users import Member, User
@@ -25,10 +26,24 @@ class Person(Client):
 
 
 async def add_user(
-    sessions: SessionFactory, email: str, roles: dict[UUID, Role], *, password_hash: str | None = _QUICK
+    sessions: SessionFactory,
+    email: str,
+    roles: dict[UUID, Role],
+    *,
+    password_hash: str | None = _QUICK,
+    verified: bool = True,
 ) -> User:
-    """A user with a role in each organization, and the password of all tests."""
-    user = User(email=email, name=email.partition("@")[0], password_hash=password_hash)
+    """A user with a role in each organization, and the password of all tests.
+
+    One whose address is not verified is in one organization.
+    """
+    user = User(
+        email=email,
+        email_verified_at=utc_now() if verified else None,
+        home_organization_id=None if verified else next(iter(roles)),
+        name=email.partition("@")[0],
+        password_hash=password_hash,
+    )
     async with sessions() as session, session.begin():
         session.add(user)
         await session.flush()
@@ -37,8 +52,10 @@ async def add_user(
     return user
 
 
-async def sign_in(http: httpx.AsyncClient, email: str, organization: object = None) -> Person:
-    body = {"email": email, "password": PASSWORD}
+async def sign_in(
+    http: httpx.AsyncClient, email: str, organization: object = None, *, password: str = PASSWORD
+) -> Person:
+    body = {"email": email, "password": password}
     if organization is not None:
         body["organization"] = str(organization)
     answer = await http.post("/v1/auth/token", json=body)
@@ -52,6 +69,10 @@ async def sign_in(http: httpx.AsyncClient, email: str, organization: object = No
         UUID(me.json()["data"]["id"]),
         data["refreshToken"],
     )
+
+
+async def choose_password(http: httpx.AsyncClient, token: str, password: str = PASSWORD) -> httpx.Response:
+    return await http.post("/v1/auth/set-password", json={"token": token, "password": password})
 
 
 async def person(client: Client, sessions: SessionFactory, role: Role, email: str | None = None) -> Person:

@@ -159,6 +159,7 @@ KINDS: dict[type, Kind] = {
     Person: Kind(
         lambda n, _: {
             "email": f"{word(n)}-{uuid4().hex[:12]}@example.com",
+            "email_verified_at": time_of(n),
             "name": word(n // 2),
             "role": _of(n, "owner", "viewer"),
         },
@@ -239,7 +240,8 @@ def _records(model: type, rows: Sequence[Values]) -> list[list[Any]]:
     """Table by table, in the order in which they need each other."""
     if model is not Person:
         return [[model(**row) for row in rows]]
-    users = [User(id=row["id"], email=row["email"], name=row["name"]) for row in rows]
+    own = ("id", "email", "email_verified_at", "name")
+    users = [User(**{name: row[name] for name in own}) for row in rows]
     members = [
         Member(user_id=row["id"], **{name: row[name] for name in ("organization_id", "role", "created_at")})
         for row in rows

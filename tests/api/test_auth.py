@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -14,7 +15,7 @@ from sqlmodel import col
 from structlog.testing import capture_logs
 
 from deployerp.activities.expired import forget_expired
-from deployerp.api import auth
+from deployerp.api import guesses, sign_ins
 from deployerp.domain import passwords
 from deployerp.domain.audit_log import AuditEntry
 from deployerp.domain.audit_verification import Verified, verify
@@ -30,7 +31,10 @@ from tests.conftest import Client, new_client, open_api
 from tests.forged_tokens import FORGERIES, Forge
 
 EMAIL = "ada@example.com"
-WRONG = "The e-mail address or the password is wrong."
+WRONG = (
+    "The e-mail address or the password is wrong. A user whose address is not verified must name their"
+    " `organization`."
+)
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -128,13 +132,15 @@ async def test_a_user_of_several_organizations_names_one(
     beta = await new_client(client.http, settings, slug="beta")
     await add_user(sessions, EMAIL, {acme.organization_id: "viewer", beta.organization_id: "owner"})
     body = {"email": EMAIL, "password": PASSWORD}
-    for organization in ({}, {"organization": "gamma"}, {"organization": str(client.organization_id)}):
-        error = await refused(client.http, "token", body | organization, 422)
-        assert error["message"] == "organization: must be one of yours: acme, beta"
-        assert error["details"]["organizations"] == [
-            {"id": str(acme.organization_id), "slug": "acme"},
-            {"id": str(beta.organization_id), "slug": "beta"},
-        ]
+    error = await refused(client.http, "token", body, 422)
+    assert error["message"] == "organization: must be one of yours: acme, beta"
+    assert error["details"]["organizations"] == [
+        {"id": str(acme.organization_id), "slug": "acme"},
+        {"id": str(beta.organization_id), "slug": "beta"},
+    ]
+    # Where another is named, the address is looked for there.
+    for organization in ("gamma", str(client.organization_id)):
+        await refused(client.http, "token", body | {"organization": organization})
     # Nobody is told that without the password.
     await refused(client.http, "token", body | {"password": "wrong horse battery"})
     for organization in ("beta", beta.organization_id):
@@ -172,63 +178,113 @@ async def test_a_hash_of_old_parameters_is_made_anew(
     await sign_in(client.http, EMAIL)
 
 
-async def test_tries_at_one_account_are_counted_before_any_work(
-    client: Client, ada: User, monkeypatch: pytest.MonkeyPatch
+async def statuses_of_wrong(client: Client, times: int, email: str = EMAIL) -> list[int]:
+    body = {"email": email, "password": "wrong horse battery"}
+    return [(await post(client.http, "token", body)).status_code for _ in range(times)]
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long those had to wait who took their turn."""
+    waited: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    monkeypatch.setattr(guesses, "sleep", sleep)
+    return waited
+
+
+@pytest.mark.fault("17")
+async def test_wrong_sign_ins_slow_an_account_down_and_do_not_lock_it(
+    client: Client, ada: User, pauses: list[float]
 ) -> None:
-    monkeypatch.setattr(auth, "_FROM_ONE_ADDRESS", Limits(3, 60))
-    for _ in range(3):
-        await refused(client.http, "token", {"email": EMAIL, "password": "wrong horse battery"})
-
-    async def worked(*_: object) -> bool:
-        raise AssertionError("too late")
-
-    monkeypatch.setattr(auth, "fits", worked)
-    # The right one does not help now, and neither does another way to write the address.
-    for email in (EMAIL, EMAIL.title()):
-        answer = await post(client.http, "token", {"email": email, "password": PASSWORD})
-        assert answer.status_code == 429
-        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
-        assert 0 < int(answer.headers["Retry-After"]) <= 60
-    monkeypatch.undo()
+    statuses = await statuses_of_wrong(client, 60)
+    assert statuses == [401] * 10 + [429] * 50
+    assert len(pauses) == 50
+    assert (await sign_in(client.http, EMAIL.title())).organization_id == client.organization_id
+    assert len(pauses) > 50
     # Neither other accounts nor tokens that are there already feel it.
     await refused(client.http, "token", {"email": "grace@example.com", "password": PASSWORD})
     assert await client.data("GET", "/v1/servers") == []
 
 
-async def test_tries_from_many_addresses_are_counted_together(
-    client: Client, ada: User, monkeypatch: pytest.MonkeyPatch
+async def test_right_sign_ins_are_no_failures(client: Client, ada: User, pauses: list[float]) -> None:
+    for _ in range(12):
+        await sign_in(client.http, EMAIL)
+    assert pauses == []
+
+
+async def test_an_account_is_tried_from_an_address_by_few_at_once(
+    client: Client, ada: User, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auth, "_FROM_EVERYWHERE", Limits(2, 60))
-    addresses = iter(["198.51.100.1", "198.51.100.2", "2001:db8::1"])
-    monkeypatch.setattr(auth, "address_of", lambda _: next(addresses))
-    statuses = [
-        (await post(client.http, "token", {"email": EMAIL, "password": "wrong horse battery"})).status_code
-        for _ in range(3)
-    ]
-    assert statuses == [401, 401, 429]
+    monkeypatch.setattr(sign_ins, "_FROM_ONE_ADDRESS", Limits(1, 60))
+    statuses = Counter(
+        status
+        for each in await asyncio.gather(*(statuses_of_wrong(client, 1) for _ in range(20)))
+        for status in each
+    )
+    # One is looked at, others in turn, and those for which there is no place are sent away.
+    assert statuses == {401: 1, 429: 19}
+    assert 1 <= len(pauses) <= 9
+
+
+@pytest.mark.fault("17")
+async def test_wrong_sign_ins_from_many_addresses_let_the_owner_in(
+    client: Client, ada: User, pauses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sign_ins, "_FROM_EVERYWHERE", Limits(2, 60))
+    monkeypatch.setattr(sign_ins, "address_of", lambda _: "203.0.113.7")
+    await sign_in(client.http, EMAIL)
+    for number, status in enumerate((401, 401, 429)):
+        monkeypatch.setattr(sign_ins, "address_of", lambda _, number=number: f"198.51.100.{number}")
+        assert await statuses_of_wrong(client, 1) == [status]
+    assert len(pauses) == 1
+    # From elsewhere slowly, and from where they were before at once.
+    monkeypatch.setattr(sign_ins, "address_of", lambda _: "2001:db8::1")
+    await sign_in(client.http, EMAIL)
+    assert len(pauses) == 2
+    monkeypatch.setattr(sign_ins, "address_of", lambda _: "203.0.113.7")
+    await sign_in(client.http, EMAIL)
+    assert len(pauses) == 2
 
 
 @one_database
 async def test_tries_at_many_accounts_from_one_network_are_counted_whoever_asks(
-    settings: Settings, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, sessions: SessionFactory, pauses: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = settings.model_copy(update={"address_requests_per_minute": 3})
-    monkeypatch.setattr(auth, "_FROM_EVERYWHERE", Limits(1, 60))
+    monkeypatch.setattr(sign_ins, "_FROM_EVERYWHERE", Limits(1, 60))
     async with open_api(settings) as http:
         # A key that counts for an organization without a limit.
         client = await new_client(http, settings)
         await add_user(sessions, EMAIL, {client.organization_id: "viewer"})
-        for number in range(3):
-            await client.error(
-                "POST", "/v1/auth/token", body_of(f"{number}@example.com"), code="unauthorized"
-            )
-        answer = await client.request("POST", "/v1/auth/token", body_of(EMAIL))
-        assert answer.status_code == 429
-        assert answer.json()["error"]["code"] == "rate_limit_exceeded"
-        assert 0 < int(answer.headers["Retry-After"]) <= 60
-        # What is refused spends nothing of the account, and other networks do not feel it.
-        monkeypatch.setattr(auth, "address_of", lambda _: "198.51.100.1")
+        statuses = [
+            (await client.request("POST", "/v1/auth/token", body_of(f"{number}@example.com"))).status_code
+            for number in range(4)
+        ]
+        assert statuses == [401, 401, 401, 429]
+        waited = len(pauses)
         assert await client.data("POST", "/v1/auth/token", body_of(EMAIL))
+        assert len(pauses) == waited + 1
+
+
+@one_database
+async def test_what_strangers_of_an_address_ask_and_guess_does_not_end_sign_ins(
+    settings: Settings, sessions: SessionFactory, pauses: list[float]
+) -> None:
+    settings = settings.model_copy(update={"address_requests_per_minute": 3})
+    async with open_api(settings) as http:
+        client = await new_client(http, settings)
+        await add_user(sessions, EMAIL, {client.organization_id: "viewer"})
+        ada = await sign_in(http, EMAIL)
+        assert [(await http.get("/v1/servers")).status_code for _ in range(4)] == [401, 401, 401, 429]
+        for number in range(4):
+            error = {"code": "unauthorized"} if number < 3 else {"code": "rate_limit_exceeded"}
+            answer = await post(http, "refresh", {"refreshToken": f"unknown {number}"})
+            assert answer.json()["error"]["code"] == error["code"]
+        assert await renewed(http, ada.refresh_token)
+        assert await sign_in(http, EMAIL)
 
 
 def body_of(email: str) -> dict[str, str]:

@@ -130,6 +130,18 @@ def test_tags_are_read_as_they_are_written() -> None:
     assert tags_of(['"a"', '"b","c"']) == {'"a"', '"b"', '"c"'}
 
 
+@pytest.mark.fault("23")
+@one_database
+@pytest.mark.parametrize("coding", ["-gzip", "-zstd", "-br", ";gzip"])
+async def test_a_tag_that_a_compressing_proxy_has_marked_is_the_same_tag(fleet: Fleet, coding: str) -> None:
+    client, path = fleet.client, f"/v1/providers/{(await fleet.provider())['id']}"
+    marked = (await tag_of(client, path)).removesuffix('"') + coding + '"'
+    assert (await client.request("GET", path, headers={"If-None-Match": marked})).status_code == 304
+    old = SOMETHING_ELSE.removesuffix('"') + coding + '"'
+    assert (await client.request("DELETE", path, headers={"If-Match": old})).status_code == 412
+    assert (await client.request("DELETE", path, headers={"If-Match": marked})).is_success
+
+
 async def test_tags_may_come_in_several_lines(fleet: Fleet) -> None:
     client, path = fleet.client, f"/v1/providers/{(await fleet.provider())['id']}"
     tag = await tag_of(client, path)

@@ -5,13 +5,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import jsonschema_rs
 import pytest
 from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from deployerp.api import resources
 from deployerp.domain.settings import Settings
-from tests.api.calls import GUARDED, PREPARATIONS
+from tests.api.calls import DOCUMENT, GUARDED, PREPARATIONS
 from tests.conftest import Client, Fleet, new_client
 
 # Nothing here depends on the database.
@@ -44,6 +45,34 @@ async def test_every_success_comes_in_the_envelope(client: Client, fleet: Fleet)
         assert body["meta"]["timestamp"].endswith("Z")
         assert asked <= datetime.fromisoformat(body["meta"]["timestamp"]) <= datetime.now(UTC)
         assert answer.headers["Content-Type"] == "application/json"
+
+
+@pytest.mark.fault("27")
+async def test_every_answer_is_what_the_document_says_with_each_field_that_is_null(
+    client: Client, fleet: Fleet
+) -> None:
+    """Case B08: clients that are generated from the document must expect each null."""
+    nulls = set()
+    for call in [call for call in GUARDED if call.name not in BARE]:
+        ask = await PREPARATIONS[call.name](fleet)
+        answer = await client.request(call.method, ask.path(call), ask.body)
+        if answer.status_code == 204:
+            continue
+        content = call.described["responses"][str(answer.status_code)]["content"]["application/json"]
+        schema = content["schema"] | {"components": DOCUMENT["components"]}
+        jsonschema_rs.validator_for(schema, validate_formats=True).validate(answer.json())
+        nulls |= {(call.name, field) for field in nulls_in(answer.json())}
+    # Of what has just begun, and of what was never given.
+    assert {("create_instance", "deployedAt"), ("get_server", "address")} <= nulls
+    assert {("get_operation", "errorCode"), ("get_webhook_endpoint", "disabledReason")} <= nulls
+
+
+def nulls_in(told: object) -> Iterator[str]:
+    """The names of all fields that are null, at any depth."""
+    if isinstance(told, dict):
+        yield from (name for name, value in told.items() if value is None)
+    for each in told.values() if isinstance(told, dict) else told if isinstance(told, list) else ():
+        yield from nulls_in(each)
 
 
 async def test_a_request_id_of_the_client_is_kept_when_it_is_sane(client: Client) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy import update
 from sqlmodel import col
 from structlog.testing import capture_logs
 
-from deployerp.api import authentication, events, streams
+from deployerp.api import authentication, streams
 from deployerp.api.events import LOG
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
@@ -171,7 +171,7 @@ async def test_an_organization_has_no_more_streams_than_it_may(
     sessions: SessionFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(events, "_MOST_STREAMS", 2)
+    monkeypatch.setattr(streams, "_MOST_STREAMS", 2)
     other = await new_client(client.http, settings)
 
     async def refused(http: httpx.AsyncClient) -> httpx.Response | None:
@@ -190,7 +190,7 @@ async def test_an_organization_has_no_more_streams_than_it_may(
             answer = await refused(http)
             assert answer is not None
             assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
-            assert "close a stream" in answer.json()["error"]["message"]
+            assert "close one" in answer.json()["error"]["message"]
             async with following(other, address):
                 pass
         async with asyncio.timeout(10):

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 import jsonschema_rs
 
 from deployerp.domain.database import SessionFactory
-from deployerp.domain.event_types import EVENT_TYPES
+from deployerp.domain.event_types import EVENT_TYPES, STALLED
 from deployerp.domain.events import Event
 from deployerp.domain.lifecycles import LIFECYCLES, ResourceType
 from deployerp.domain.messages import Outcome
@@ -38,7 +38,8 @@ async def test_events_tell_what_happened_in_order(client: Client, fleet: Fleet) 
         "id": instance["id"],
         "name": instance["name"],
         "slug": instance["slug"],
-        "status": "failed",
+        # As it was before: nobody could look.
+        "status": "running",
         "statusMessage": "It hangs.",
         "serverId": server["id"],
         "odooVersion": "19.0",
@@ -129,8 +130,9 @@ async def test_whatever_happens_is_told_as_the_catalogue_says(client: Client, fl
     endpoint = await client.data("POST", "/v1/webhook-endpoints", {"url": "https://example.com/hunter2"})
     await client.data("POST", f"/v1/webhook-endpoints/{endpoint['id']}/ping")
     events = await client.data("GET", "/v1/events?per_page=100")
-    # Tests of the deliveries have the endpoint that is disabled.
-    unseen = {name for name, each in EVENT_TYPES.items() if each.announced} | {"webhook_endpoint.disabled"}
+    # Tests of the deliveries have the endpoint that is disabled, those of the records what stalls.
+    announced = {name for name, each in EVENT_TYPES.items() if each.announced}
+    unseen = announced | {"webhook_endpoint.disabled", STALLED}
     assert {each["type"] for each in events} == EVENT_TYPES.keys() - unseen
     for each in events:
         body = {"type": each["type"], "timestamp": each["createdAt"], "data": each["data"]}
@@ -140,7 +142,7 @@ async def test_whatever_happens_is_told_as_the_catalogue_says(client: Client, fl
         assert each["resourceId"] == each["data"]["id"]
         assert "hunter2" not in str(each)
         if each["type"].endswith("_failed"):
-            assert (each["data"]["status"], each["data"]["statusMessage"]) == ("failed", "It hangs.")
+            assert each["data"]["statusMessage"] == "It hangs."
 
 
 async def test_tools_get_the_catalogue(client: Client) -> None:

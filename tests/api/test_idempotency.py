@@ -1,6 +1,7 @@
 """A request that is sent again does nothing twice, whoever asks how often, where, and what dies meanwhile."""
 
 import asyncio
+import base64
 import re
 import signal
 from collections import Counter
@@ -8,13 +9,14 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
 from sqlalchemy import func, select, update
 from structlog.testing import capture_logs
 
+from deployerp.api.callers import Caller
 from deployerp.api.idempotency import Keyed
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.audit_log import AuditEntry
@@ -23,19 +25,29 @@ from deployerp.domain.database import SessionFactory
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations import Operation
+from deployerp.domain.plans import Limits
 from deployerp.domain.providers import Provider
 from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
 from tests.api.calls import CALLS, GUARDED, PREPARATIONS, Call
 from tests.api.contents import everything
+from tests.api.people import person
 from tests.api.processes import api_processes
 from tests.conftest import Client, Fleet, new_client
 
 UNSAFE = [call for call in GUARDED if not call.is_safe]
-# They need no caller, so that there is nobody to keep an answer for.
-SIGNING_IN = {"create_token", "refresh_token", "revoke_token"}
+# They take secrets that prove who somebody is; what they answer is not kept.
+SIGNING_IN = {"create_token", "refresh_token", "revoke_token", "set_password", "change_own_password"}
 # What these show, they show once.
-REVEALING = {"create_api_key", "create_webhook_endpoint", "reveal_admin_password", "rotate_webhook_secret"}
+REVEALING = {
+    "create_api_key",
+    "create_user",
+    "create_webhook_endpoint",
+    "reset_password",
+    "reveal_admin_password",
+    "rotate_webhook_secret",
+}
 PROVIDER = {"name": "here", "kind": "docker"}
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
@@ -70,15 +82,29 @@ async def colleague(client: Client, sessions: SessionFactory, level: str) -> Cli
     return Client(client.http, client.organization_id, token)
 
 
-def test_every_other_change_needs_a_caller() -> None:
+def test_every_other_change_needs_a_permission() -> None:
     unguarded = {call.name for call in CALLS if call.permission is None and not call.is_safe}
     assert unguarded == SIGNING_IN
 
 
-def secrets_in(data: Any) -> Iterator[str]:
+def secrets_in(answer: httpx.Response) -> Iterator[tuple[str, str]]:
+    """Fields of the answer, by their names, that look like secrets."""
+    data = answer.json()["data"] if answer.content else None
     for name, value in data.items() if isinstance(data, dict) else ():
         if isinstance(value, str) and re.search("(secret|token|password)$", name, re.IGNORECASE):
-            yield value
+            yield name, value
+
+
+def assert_same_without_secret(replayed: httpx.Response, first: httpx.Response) -> None:
+    """Whether one is the other again, except for what was shown once."""
+    assert replayed.headers.get("Idempotent-Replayed") == "true", replayed.text
+    assert replayed.status_code == first.status_code
+    assert replayed.headers.get("ETag") == first.headers.get("ETag")
+    ((name, secret),) = secrets_in(first)
+    assert secret not in replayed.text
+    assert replayed.json()["data"] == first.json()["data"] | {name: None}
+    note = f"`{name}` was shown once, in the first answer, and is not kept: make a new one."
+    assert replayed.json()["meta"] == first.json()["meta"] | {"note": note}
 
 
 @pytest.mark.parametrize("call", UNSAFE, ids=lambda call: call.name)
@@ -91,12 +117,16 @@ async def test_every_change_is_carried_out_once(
     assert first.is_success, first.text
     assert "Idempotent-Replayed" not in first.headers
     done = await everything(sessions)
-    assert_same(await keyed(fleet.client, call.method, path, ask.body), first)
+    replayed = await keyed(fleet.client, call.method, path, ask.body)
+    if call.name in REVEALING:
+        assert_same_without_secret(replayed, first)
+    else:
+        assert_same(replayed, first)
     other = await keyed(fleet.client, call.method, f"{path}?other=1", ask.body)
     assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
     assert await everything(sessions) == done
 
-    secrets = list(secrets_in(first.json()["data"])) if first.content else []
+    secrets = [value for _, value in secrets_in(first)]
     assert bool(secrets) is (call.name in REVEALING)
     written = str(done).encode() + b"".join(each.read_bytes() for each in files_of(settings))
     assert [each for each in secrets if each.encode() in written] == []
@@ -113,17 +143,24 @@ def files_of(settings: Settings) -> list[Path]:
     return found
 
 
-async def test_a_kept_answer_is_sealed_and_kept_for_a_day(
+@pytest.mark.fault("19")
+async def test_a_kept_answer_is_sealed_and_kept_for_a_day_without_its_secret(
     client: Client, sessions: SessionFactory, settings: Settings
 ) -> None:
     endpoint = await keyed(client, "POST", "/v1/webhook-endpoints", {"url": "https://example.com/"})
     async with sessions() as session:
         (record,) = await session.scalars(select(IdempotencyRecord))
-    assert (record.organization_id, record.key, record.status) == (client.organization_id, "key", 201)
+    actor_id = (await client.data("GET", "/v1/me"))["id"]
+    assert record.organization_id == client.organization_id
+    assert (record.key, record.status) == (f"{actor_id}:key", 201)
     assert timedelta(hours=24) <= record.expires_at - record.created_at + timedelta(seconds=1)
     assert record.expires_at - utc_now() <= timedelta(hours=24)
-    assert endpoint.json()["data"]["secret"] not in record.sealed_answer
-    assert Vault(settings.encryption_keys).open_mapping(record.sealed_answer).keys() == {"headers", "body"}
+    kept = Vault(settings.encryption_keys).open_mapping(record.sealed_answer)
+    assert kept.keys() == {"headers", "body"}
+    assert "https://example.com/" not in record.sealed_answer
+    body = base64.b64decode(kept["body"]).decode()
+    assert "https://example.com/" in body
+    assert endpoint.json()["data"]["secret"] not in body
 
 
 async def test_a_key_is_for_one_request(fleet: Fleet, sessions: SessionFactory) -> None:
@@ -161,7 +198,7 @@ async def test_an_expired_key_is_new(client: Client, sessions: SessionFactory) -
     assert "Idempotent-Replayed" not in second.headers
     assert second.json()["data"]["id"] != first.json()["data"]["id"]
     again = await keyed(client, "POST", "/v1/webhook-endpoints", endpoint | {"types": ["server.*"]})
-    assert_same(again, second)
+    assert_same_without_secret(again, second)
     assert await count(sessions, IdempotencyRecord) == 1
 
 
@@ -227,12 +264,20 @@ async def test_organizations_have_their_own_keys(
 
 
 @one_database
-async def test_who_may_not_ask_does_not_get_a_kept_answer(client: Client, sessions: SessionFactory) -> None:
-    first = await keyed(client, "POST", "/v1/providers", PROVIDER)
-    reader, writer = [await colleague(client, sessions, level) for level in ("read", "write")]
-    assert (await keyed(reader, "POST", "/v1/providers", PROVIDER)).status_code == 403
-    # Of the same organization: whichever of its programs tries again.
-    assert_same(await keyed(writer, "POST", "/v1/providers", PROVIDER), first)
+@pytest.mark.fault("19")
+async def test_callers_of_an_organization_have_their_own_keys(
+    client: Client, sessions: SessionFactory
+) -> None:
+    endpoint = {"url": "https://example.com/"}
+    reader = await colleague(client, sessions, "read")
+    others = [await colleague(client, sessions, "write"), await person(client, sessions, "admin")]
+    answers = [await keyed(each, "POST", "/v1/webhook-endpoints", endpoint) for each in (client, *others)]
+    assert [answer.status_code for answer in answers] == [201] * 3
+    assert not any("Idempotent-Replayed" in answer.headers for answer in answers)
+    assert (await keyed(reader, "POST", "/v1/webhook-endpoints", endpoint)).status_code == 403
+    for each, first in zip((client, *others), answers, strict=True):
+        assert_same_without_secret(await keyed(each, "POST", "/v1/webhook-endpoints", endpoint), first)
+    assert await count(sessions, WebhookEndpoint) == 3
 
 
 async def test_failures_are_not_kept(
@@ -284,10 +329,13 @@ async def test_what_is_only_read_is_not_kept(client: Client, sessions: SessionFa
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 async def test_a_request_that_is_being_carried_out_is_told(client: Client, sessions: SessionFactory) -> None:
+    key_id = UUID((await client.data("GET", "/v1/me"))["id"])
+    caller = Caller(client.organization_id, "api_key", key_id, "", frozenset(), Limits(None, None))
     async with sessions() as session, session.begin():
-        await Keyed(client.organization_id, "key", "fingerprint").replay(session, Vault.__new__(Vault))
+        await Keyed(caller, "key", "fingerprint").replay(session, Vault.__new__(Vault))
         answer = await keyed(client, "POST", "/v1/providers", PROVIDER)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_in_progress")
+        assert answer.headers["Retry-After"] == "1"
         # Others do not wait for it.
         other = await keyed(client, "POST", "/v1/providers", PROVIDER | {"name": "there"}, "another")
         assert other.status_code == 201
@@ -331,9 +379,11 @@ DYING = """
 import os, signal, sys
 import uvicorn
 from deployerp.api.app import create_app
+from deployerp.api.callers import Caller
 from deployerp.api.idempotency import Keyed
 from deployerp.domain import logs
 from deployerp.domain.settings import Settings
+from deployerp.domain.webhook_endpoints import WebhookEndpoint
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -362,19 +412,19 @@ uvicorn.run(dying, host="127.0.0.1", port=settings.api_port, log_config=None)
 async def test_killed_around_the_commit_it_answers_as_if_it_had_not_been(
     settings: Settings, client: Client, sessions: SessionFactory, moment: str
 ) -> None:
-    body = {"url": "https://example.com/hooks"}
+    body = PROVIDER
     async with api_processes(settings, [("-c", DYING, moment)]) as (dying,):
         with pytest.raises(httpx.RemoteProtocolError):
-            await keyed(dying.seen_by(client), "POST", "/v1/webhook-endpoints", body)
+            await keyed(dying.seen_by(client), "POST", "/v1/providers", body)
         unsent = await dying.end()
         assert dying.process.returncode == -signal.SIGKILL
     assert bool(unsent) is (moment == "after")
     assert await count(sessions, IdempotencyRecord) == (moment == "after")
     # By way of this process, which knows of the other what the database does.
-    (*_, answer) = await until_done(client, "/v1/webhook-endpoints", body)
+    (*_, answer) = await until_done(client, "/v1/providers", body)
     assert answer.status_code == 201
     assert answer.headers.get("Idempotent-Replayed") == ("true" if unsent else None)
     assert answer.content == (unsent or answer.content)
-    (endpoint,) = await client.data("GET", "/v1/webhook-endpoints")
-    assert endpoint["id"] == answer.json()["data"]["id"]
+    (provider,) = await client.data("GET", "/v1/providers")
+    assert provider["id"] == answer.json()["data"]["id"]
     assert await count(sessions, AuditEntry) == 1

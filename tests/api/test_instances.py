@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from uuid import UUID
 
+import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
@@ -163,3 +164,15 @@ async def test_of_many_readers_of_the_admin_password_one_gets_it(client: Client,
     path = f"/v1/instances/{instance['id']}/admin-password"
     answers = await asyncio.gather(*(client.request("POST", path) for _ in range(20)))
     assert Counter(answer.status_code for answer in answers) == {200: 1, 409: 19}
+
+
+@pytest.mark.fault("6")
+async def test_a_deletion_by_force_takes_the_place_of_an_operation_that_does_not_end(fleet: Fleet) -> None:
+    server = await fleet.server()
+    begun = await fleet.begin_instance(server["id"])
+    path = f"/v1/instances/{begun['id']}"
+    await fleet.client.error("DELETE", path, code="operation_in_progress")
+    await fleet.client.call("DELETE", f"{path}?force=true", status=202)
+    deploy = await fleet.client.data("GET", f"/v1/operations/{begun['operation']['id']}")
+    assert (deploy["state"], deploy["errorCode"]) == ("cancelled", "superseded")
+    await fleet.client.error("DELETE", f"{path}?force=true", code="operation_in_progress")

@@ -329,6 +329,23 @@ async def test_times_of_creation_bound_a_list_and_are_not_in_it(listed: Listed) 
     assert await listed.found(created_after=middle.isoformat(), created_before=middle.isoformat()) == []
 
 
+@pytest.mark.fault("23")
+@pytest.mark.fault("27")
+@pytest.mark.parametrize("path", ["/v1/providers"])
+async def test_a_bare_plus_before_the_offset_of_a_time_is_understood(listed: Listed) -> None:
+    """Case B07: in a query a bare plus is a space."""
+    await listed.plant(3)
+    everything = await listed.ids()
+    for query, found in (
+        ("created_after=2000-01-01T00:00:00+02:00", everything),
+        ("created_before=2000-01-01T00:00:00+02:00", []),
+    ):
+        answer = await listed.client.request("GET", f"{listed.path}?{query}&per_page=100")
+        assert answer.status_code == 200, answer.text
+        assert [each["id"] for each in answer.json()["data"]] == found
+    assert await listed.refused("created_after=2000-01-01+00:00:00Z") == ["created_after"]
+
+
 # However long ago or far ahead, a time is a time.
 @pytest.mark.parametrize("path", ["/v1/providers"])
 async def test_the_ends_of_time_bound_a_list_too(listed: Listed) -> None:
@@ -379,6 +396,11 @@ ASKED = (
 )
 
 
+def is_searched(row: Any, column: str) -> bool:
+    """All but the URLs of chats, which are secrets."""
+    return column != "url" or row["format"] == "raw"
+
+
 @pytest.mark.parametrize("path", [path for path, model in RESOURCES.items() if KINDS[model].search])
 async def test_a_search_finds_the_text_itself_in_any_case(listed: Listed) -> None:
     columns = KINDS[listed.model].search
@@ -386,9 +408,11 @@ async def test_a_search_finds_the_text_itself_in_any_case(listed: Listed) -> Non
         await listed.plant(len(TEXTS), make=lambda n, column=column: {column: TEXTS[n]})
     for text in ASKED:
         fitting = await listed.ids(
-            fits=lambda row, text=text: any(text.lower() in (row[column] or "").lower() for column in columns)
+            fits=lambda row, text=text: any(
+                text.lower() in (row[column] or "").lower() for column in columns if is_searched(row, column)
+            )
         )
-        assert len(columns) <= len(fitting) < len(columns) * len(TEXTS), text
+        assert 0 < len(fitting) < len(columns) * len(TEXTS), text
         answer = await listed.get(q=text, per_page=100)
         assert ids_of(answer) == fitting, text
         assert meta_of(answer)["total"] == len(fitting)

@@ -35,8 +35,16 @@ def test_operation_ids_are_unique() -> None:
 
 
 GUARDED = [each for each in CALLS if "x-permission" in each]
-# The ways to an access token, for those who have none; and what the contract says itself.
-PUBLIC = {"create_token", "refresh_token", "revoke_token", "get_me", "get_event_types"}
+# The ways to an access token, for those who have none; one's own account; what the contract says itself.
+PUBLIC = {
+    "create_token",
+    "refresh_token",
+    "revoke_token",
+    "set_password",
+    "get_me",
+    "change_own_password",
+    "get_event_types",
+}
 
 
 def test_what_needs_no_permission_is_known() -> None:

@@ -5,13 +5,18 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from datetime import timedelta
 
 import httpx
+import pytest
 from temporalio.service import RPCError
 
+from deployerp.activities.records import StepFailure
+from deployerp.api import streams
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
+from tests.api.following import following
 from tests.api.people import person
 from tests.conftest import Client, Fleet
 from tests.serving import listening
@@ -24,7 +29,7 @@ async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> Non
     assert await client.data("GET", path) == begun["operation"] | {"steps": []}
     order = await fleet.order(begun_id)
     await fleet.records.claim_operation(order)
-    await fleet.records.begin_step(begun_id, "create_node", 1)
+    await fleet.records.begin_step(begun_id, "create_node")
     await fleet.records.detail_step(begun_id, "create_node", "Asking the cloud")
     running = await client.data("GET", path)
     assert running["state"] == "running"
@@ -36,13 +41,18 @@ async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> Non
         "state": "running",
         "detail": "Asking the cloud",
         "attempt": 1,
+        "nextAttemptAt": None,
         "startedAt": None,
         "finishedAt": None,
     }
-    await fleet.records.end_step(begun_id, "create_node", "failed", "The cloud is full.")
-    await fleet.records.begin_step(begun_id, "create_node", 2)
-    await fleet.records.end_step(begun_id, "create_node", "succeeded")
-    await fleet.records.begin_step(begun_id, "wait_for_node", 1)
+    full = StepFailure("provider_error", "The cloud is full.", timedelta(seconds=30))
+    await fleet.records.fail_step(begun_id, "create_node", full)
+    failing = await client.data("GET", path)
+    assert (failing["errorCode"], failing["errorMessage"]) == ("provider_error", "The cloud is full.")
+    assert failing["steps"][0]["nextAttemptAt"] is not None
+    await fleet.records.begin_step(begun_id, "create_node")
+    await fleet.records.end_step(begun_id, "create_node")
+    await fleet.records.begin_step(begun_id, "wait_for_node")
     await fleet.end(begun)
     ended = await client.data("GET", path)
     assert (ended["state"], ended["errorCode"]) == ("succeeded", None)
@@ -50,6 +60,8 @@ async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> Non
         ("create_node", "succeeded", 2),
         ("wait_for_node", "running", 1),
     ]
+    # Not what its first attempt failed with.
+    assert ended["steps"][0]["detail"] is None
 
 
 async def test_operations_are_listed_newest_first(client: Client, fleet: Fleet) -> None:
@@ -155,7 +167,7 @@ async def test_a_deletion_by_force_is_tried_again_by_force(
     await fleet.end(begun, "failed")
     again = await client.data("POST", f"/v1/operations/{begun['operation']['id']}/retry")
     temporal = await Temporal.open(settings)
-    handle = temporal.client.get_workflow_handle(f"op-{again['id']}")
+    handle = temporal.client.get_workflow_handle(f"server-delete.one.{again['id']}")
     history = await handle.fetch_history()
     (given,) = history.events[0].workflow_execution_started_event_attributes.input.payloads
     assert json.loads(given.data)["force"] is True
@@ -175,9 +187,9 @@ async def test_a_stream_tells_each_change_and_ends_with_the_operation(
             assert await anext(events) == begun["operation"] | {"steps": []}
             await fleet.records.claim_operation(order)
             assert (await anext(events))["state"] == "running"
-            await fleet.records.begin_step(begun_id, "create_node", 1)
+            await fleet.records.begin_step(begun_id, "create_node")
             assert [each["state"] for each in (await anext(events))["steps"]] == ["running"]
-            await fleet.records.end_step(begun_id, "create_node", "succeeded", "Machine 7")
+            await fleet.records.end_step(begun_id, "create_node", "Machine 7")
             assert [each["detail"] for each in (await anext(events))["steps"]] == ["Machine 7"]
             await fleet.end(begun)
             last = await anext(events)
@@ -186,6 +198,23 @@ async def test_a_stream_tells_each_change_and_ends_with_the_operation(
             assert [each async for each in events] == []
         ended = await asyncio.wait_for(http.get(f"/v1/operations/{begun_id}/events", headers=headers), 5)
         assert re.fullmatch("retry: 1000\n\nevent: operation\ndata: .*\n\n", ended.text)
+
+
+@pytest.mark.fault("24")
+async def test_streams_of_operations_take_the_places_of_streams(
+    client: Client, fleet: Fleet, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_MOST_STREAMS", 1)
+    begun = await fleet.begin_server()
+    path = f"/v1/operations/{begun['operation']['id']}/events"
+    headers = {"Authorization": f"Bearer {client.token}"}
+    async with listening(settings) as address, httpx.AsyncClient(base_url=address) as http:
+        async with http.stream("GET", path, headers=headers) as answer:
+            await anext(told(answer))
+            for refused in (path, "/v1/events/stream"):
+                assert (await http.get(refused, headers=headers)).status_code == 429
+        async with asyncio.timeout(10), following(client, address) as stream:
+            assert await stream.block() == ["retry: 1000"]
 
 
 async def told(answer: httpx.Response) -> AsyncIterator[dict]:

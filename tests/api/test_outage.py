@@ -14,7 +14,8 @@ from deployerp.activities.records import Records
 from deployerp.api.errors import away
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.base import new_id
-from deployerp.domain.database import SessionFactory
+from deployerp.domain.connections import LIMITS
+from deployerp.domain.database import SessionFactory, open_database
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet, free_port, new_client, open_api
@@ -102,7 +103,9 @@ async def test_what_is_read_needs_no_temporal(fleet: Fleet) -> None:
         (asyncpg.DiskFullError(), True),
         (asyncpg.ConnectionDoesNotExistError(), True),
         (asyncpg.InternalClientError(), True),
-        (asyncpg.QueryCanceledError(), False),
+        (asyncpg.QueryCanceledError(), True),
+        (asyncpg.LockNotAvailableError(), True),
+        (asyncpg.IdleInTransactionSessionTimeoutError(), True),
         (asyncpg.DeadlockDetectedError(), False),
         (asyncpg.UndefinedTableError(), False),
         (RuntimeError(), False),
@@ -128,6 +131,34 @@ async def test_a_database_that_has_no_connection_left_is_told(
             assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
     async with sessions() as session, session.begin():
         await session.execute(text(f"DROP ROLE {role}"))
+
+
+@pytest.mark.fault("4")
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_a_process_that_hangs_in_a_transaction_loses_its_locks(
+    fleet: Fleet, settings: Settings
+) -> None:
+    begun = await fleet.begin_server()
+    frozen = open_database(settings.database_url, {**LIMITS, "idle_in_transaction_session_timeout": "500ms"})
+    async with frozen.connect() as connection:
+        lock = text("SELECT id FROM servers WHERE id = :id FOR UPDATE")
+        await connection.execute(lock, {"id": begun["id"]})
+        # It waits for the lock, and gets it.
+        await fleet.client.call("DELETE", f"/v1/servers/{begun['id']}?force=true", status=202)
+        with pytest.raises(DBAPIError):
+            await connection.execute(text("SELECT 1"))
+    await frozen.dispose()
+
+
+@pytest.mark.fault("4")
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_connections_have_limits_and_migrations_have_none(settings: Settings) -> None:
+    for limits, expected in ((LIMITS, "15s"), ({}, "0")):
+        database = open_database(settings.database_url, limits)
+        async with database.connect() as connection:
+            shown = await connection.scalar(text("SHOW idle_in_transaction_session_timeout"))
+        await database.dispose()
+        assert shown == expected
 
 
 async def test_a_database_that_is_away_is_told(settings: Settings) -> None:

@@ -20,7 +20,15 @@ from tests.api.people import person
 from tests.conftest import Client, new_client
 
 # Asked by whoever is not signed in yet, or may be anybody who is; or no more than the contract itself.
-OPEN_TO_ALL = {"create_token", "refresh_token", "revoke_token", "get_me", "get_event_types"}
+OPEN_TO_ALL = {
+    "create_token",
+    "refresh_token",
+    "revoke_token",
+    "set_password",
+    "get_me",
+    "change_own_password",
+    "get_event_types",
+}
 # What is served besides: the contract, and the playground that reads it.
 PAGES = {"openapi.json", "playground", "docs", "static-offline-docs"}
 VERBS = {"GET": "read", "POST": "manage", "PATCH": "manage", "DELETE": "delete"}

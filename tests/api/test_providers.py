@@ -2,6 +2,8 @@
 
 from uuid import UUID
 
+import pytest
+
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.providers import Provider
 from deployerp.domain.secrets import Vault
@@ -65,3 +67,40 @@ async def test_credentials_that_are_no_text_are_refused(client: Client) -> None:
     )
     assert answer.status_code == 422
     assert answer.json()["error"]["details"]["fields"][0]["field"] == "credentials.token"
+
+
+OPENSTACK = {"username": "u", "password": "p", "project": "p", "region": "r"}
+
+
+@pytest.mark.fault("26")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "keystone.example.com:5000",
+            "ftp://keystone.example.com",
+            "https://user:pass@keystone.example.com",
+        ),
+        *("https://keystone.example.com/#v3", "http://169.254.169.254/v3", "https://[fd00::1]:5000"),
+        *("http://10.0.0.1:5000", "https://keystone.example.com:22", "http://0x7f000001/"),
+    ],
+)
+async def test_an_address_of_openstack_that_can_never_work_is_refused(client: Client, url: str) -> None:
+    body = {"name": "cloud", "kind": "openstack", "credentials": OPENSTACK | {"auth_url": url}}
+    error = await client.error("POST", "/v1/providers", body, code="validation_error")
+    assert [each["field"] for each in error["details"]["fields"]] == ["credentials.auth_url"]
+    body["credentials"]["auth_url"] = "https://keystone.example.com:5000/v3"
+    await client.call("POST", "/v1/providers", body, 201)
+
+
+@pytest.mark.fault("26")
+async def test_credentials_are_told_by_their_names(client: Client) -> None:
+    for given, field, words in (
+        ({}, "credentials.token", "is missing: digitalocean needs it (Personal access token"),
+        ({"tocken": "x"}, "credentials.tocken", "is not known to digitalocean, which takes token"),
+    ):
+        body = {"name": "cloud", "kind": "digitalocean", "credentials": given}
+        error = await client.error("POST", "/v1/providers", body, code="validation_error")
+        [told] = error["details"]["fields"]
+        assert told["field"] == field
+        assert words in told["message"]

@@ -31,6 +31,18 @@ async def test_a_server_is_accepted_with_its_operation(client: Client, fleet: Fl
     assert [each["id"] for each in await client.data("GET", "/v1/servers")] == [server["id"]]
 
 
+@pytest.mark.fault("24")
+async def test_an_accepted_action_shows_the_time_of_the_change(client: Client, fleet: Fleet) -> None:
+    server = await fleet.server()
+    path = f"/v1/servers/{server['id']}"
+    for action in (
+        client.data("POST", f"{path}/actions", {"action": "stop"}, 202),
+        client.data("DELETE", f"{path}?force=true", status=202),
+    ):
+        begun = await action
+        assert begun["updatedAt"] == (await client.data("GET", path))["updatedAt"] > server["updatedAt"]
+
+
 async def test_a_server_needs_a_provider_that_there_is(client: Client, fleet: Fleet) -> None:
     await client.error(
         "POST", "/v1/servers", {"name": "one", "providerId": str(uuid4()), "size": "s"}, code="not_found"
@@ -73,7 +85,8 @@ async def test_an_action_from_a_state_that_does_not_allow_it_is_refused(client: 
     path = f"/v1/servers/{(await fleet.server())['id']}"
     error = await client.error("POST", f"{path}/actions", {"action": "start"}, code="invalid_state")
     assert error["details"] == {"status": "running", "allowed": ["stopped"]}
-    await fleet.settled(await client.data("POST", f"{path}/actions", {"action": "stop"}), "failed")
+    never = await fleet.settled(await fleet.begin_server("two"), "failed")
+    path = f"/v1/servers/{never['id']}"
     for action in ("start", "stop", "restart"):
         await client.error("POST", f"{path}/actions", {"action": action}, code="invalid_state")
     assert len(await client.data("GET", "/v1/operations")) == 2

@@ -22,7 +22,7 @@ from tests.conftest import Client, Fleet, new_client
 NAMING = [call for call in GUARDED if call.takes_ids]
 LISTS = [call for call in GUARDED if call.is_list]
 # They find their object by a statement of their own, which names the organization.
-GUARDED_BESIDES = {"update_user", "remove_user"}
+GUARDED_BESIDES = {"update_user", "remove_user", "reset_password"}
 
 
 @pytest.fixture

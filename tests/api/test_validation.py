@@ -3,6 +3,8 @@
 import json
 import re
 import unicodedata
+from collections.abc import Iterator
+from urllib.parse import quote
 from uuid import uuid4
 
 import httpx
@@ -12,6 +14,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from deployerp.domain.settings import Settings
+from tests.api.calls import CALLS, DOCUMENT, PREPARATIONS, Ask, Call
 from tests.conftest import Client, Fleet, new_client, open_api
 
 HOOKS = "https://example.com/hooks"
@@ -28,6 +31,7 @@ BAD_NAMES = [
     "a\u2028b",
     "x" * 101,
     "\ud800",
+    *("\u200b", "\u2800", "\u3164\u3164", "\u00ad \ufeff", "\ufe0f", "\u2060"),
 ]
 BAD_TOKENS = [None, 1, "", "a b", "-a", "a;b", "$(a)", "a\n", "é", "x" * 101]
 BAD_SLUGS = [
@@ -78,6 +82,70 @@ async def wrong_answers(
             ):
                 wrong.append((field, value, answer.status_code, answer.text))
     return wrong
+
+
+@pytest.mark.fault("23")
+@one_database
+async def test_rules_are_told_in_words(client: Client, fleet: Fleet) -> None:
+    told = set()
+    for call in CALLS:
+        patterns = list(patterns_of(call))
+        prepare = PREPARATIONS.get(call.name)
+        ask = await prepare(fleet) if patterns and prepare else Ask()
+        for where, pattern in patterns:
+            # Breaks each of them, and has a length that none forbids.
+            bad = "\x00 \x01 \x02"
+            assert not re.search(pattern, bad)
+            query = f"?{where[1]}={quote(bad)}" if where[0] == "query" else ""
+            body = with_bad(ask.body or {}, where[1:], bad) if where[0] == "body" else ask.body
+            answer = await post(client, ask.path(call) + query, body, call.method)
+            assert answer.status_code == 422, (call.name, where, answer.text)
+            fields = answer.json()["error"]["details"]["fields"]
+            # Others may be missing.
+            rules = [each["message"] for each in fields if each["field"].partition(".")[0] == where[1]]
+            assert rules, (call.name, where, fields)
+            assert all(rule.startswith("must ") for rule in rules), (call.name, where, rules)
+            assert not [rule for rule in rules if pattern in rule], (call.name, where, rules)
+            told.add((call.name, *where))
+    assert ("create_instance", "body", "slug") in told
+    assert ("list_servers", "query", "q") in told
+    assert ("create_webhook_endpoint", "body", "headers", "*") in told
+
+
+def patterns_of(call: Call) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Where a request has text that keeps to a regular expression, and to which."""
+    for parameter in call.described.get("parameters", ()):
+        for schema in parts_of(parameter.get("schema", {})):
+            if "pattern" in schema and parameter["in"] == "query":
+                yield ("query", parameter["name"]), schema["pattern"]
+    content = call.described.get("requestBody", {}).get("content", {})
+    for schema in content.values():
+        yield from patterns_in(schema["schema"], ("body",))
+
+
+def patterns_in(schema: dict, where: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for part in parts_of(schema):
+        if "pattern" in part:
+            yield where, part["pattern"]
+        for name, field in part.get("properties", {}).items():
+            yield from patterns_in(field, (*where, name))
+        for name in ("items", "additionalProperties"):
+            if isinstance(part.get(name), dict):
+                yield from patterns_in(part[name], (*where, "*" if name[0] == "a" else "0"))
+
+
+def parts_of(schema: dict) -> list[dict]:
+    """What a schema says itself, in each of its choices."""
+    if "$ref" in schema:
+        return parts_of(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    return [schema, *(part for each in schema.get("anyOf", ()) for part in parts_of(each))]
+
+
+def with_bad(body: dict, where: tuple[str, ...], bad: str) -> dict:
+    """The body with another value at this place."""
+    for name in reversed(where[1:]):
+        bad = [bad] if name == "0" else {"X-Some": bad} if name == "*" else {name: bad}  # type: ignore[assignment]
+    return body | {where[0]: bad}
 
 
 @one_database
@@ -233,7 +301,10 @@ async def test_an_env_var_keeps_to_its_rule_or_is_refused(client: Client, name: 
     variables = {"envVars": {name: value}}
     body = {"name": "A", "slug": "a", "serverId": str(uuid4()), "odooVersion": "19.0"} | variables
     answer = await post(client, "/v1/instances", body)
-    reserved = r"PG[A-Z]+|HOST|PORT|USER|PASSWORD|ODOO_RC|PATH|HOME|PYTHON[A-Z]*|LD_[A-Z_]+|DEPLOYERP_.*"
+    reserved = (
+        r"(PG|ODOO_).+|HOST|PORT|USER|PASSWORD|PASSWORD_FILE|PATH|HOME|PYTHON.*|LD_.*"
+        r"|GLIBC_TUNABLES|OPENERP_SERVER|DEPLOYERP_.*"
+    )
     right_name = re.fullmatch("[A-Za-z_][A-Za-z0-9_]{0,127}", name) and not re.fullmatch(reserved, name)
     right_value = not re.search("[\x00\ud800-\udfff]", value)
     assert answer.status_code == (404 if right_name and right_value else 422), answer.text

@@ -8,11 +8,11 @@ import pytest
 from structlog.testing import capture_logs
 
 from deployerp.api import watcher
-from deployerp.api.watcher import Watcher
+from deployerp.api.watcher import Version, Watcher
 from deployerp.domain.database import SessionFactory
 from deployerp.domain.settings import Settings
 from tests.api.writers import new_servers, write
-from tests.conftest import Client, new_client
+from tests.conftest import Client, Fleet, new_client
 
 LONG = 60
 
@@ -23,6 +23,7 @@ class Counting(Watcher):
     def __init__(self, sessions: SessionFactory) -> None:
         super().__init__(sessions)
         self.looks: list[set[UUID]] = []
+        self.looks_at_operations: list[set[UUID]] = []
         self.broken = False
 
     async def _look(self, organizations: Iterable[UUID]) -> dict[UUID, int]:
@@ -30,6 +31,10 @@ class Counting(Watcher):
         if self.broken:
             raise ConnectionError("nobody is there")
         return await super()._look(organizations)
+
+    async def _look_at_operations(self, ids: Iterable[UUID]) -> dict[UUID, Version]:
+        self.looks_at_operations.append({*ids})
+        return await super()._look_at_operations(ids)
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +67,40 @@ async def test_many_who_follow_are_told_by_one_look(
     both = {each.organization_id for each in clients[:2]}
     assert both in looking.looks
     assert all(each <= both for each in looking.looks)
+
+
+@pytest.mark.fault("24")
+async def test_many_who_follow_an_operation_are_told_of_each_change_by_one_look(
+    client: Client, fleet: Fleet, sessions: SessionFactory
+) -> None:
+    looking = Counting(sessions)
+    operation_id = (await fleet.begin_server())["operation"]["id"]
+    known = asyncio.Semaphore(0)
+
+    async def changes() -> list[int]:
+        with looking.following_operation(client.organization_id, UUID(operation_id)) as operation:
+            await operation.beyond(0, within=LONG)
+            seen = [operation.latest]
+            for _ in range(2):
+                known.release()
+                await operation.beyond(seen[-1], within=LONG)
+                seen.append(operation.latest)
+            return seen
+
+    async with looking.looking():
+        followers = [asyncio.create_task(changes()) for _ in range(10)]
+        for change in (
+            lambda: fleet.records.begin_step(operation_id, "create_node"),
+            lambda: fleet.records.detail_step(operation_id, "create_node", "Asking"),
+        ):
+            for _ in followers:
+                await known.acquire()
+            assert looking.streams(client.organization_id) == 10
+            await change()
+        assert await asyncio.gather(*followers) == [[1, 2, 3]] * 10
+    assert looking.streams(client.organization_id) == 0
+    assert looking.looks_at_operations
+    assert all(look == {UUID(operation_id)} for look in looking.looks_at_operations)
 
 
 async def test_where_nobody_follows_nobody_looks(client: Client, sessions: SessionFactory) -> None:
@@ -108,3 +147,11 @@ async def test_the_latest_is_read_anew(client: Client, sessions: SessionFactory)
     for expected in range(3):
         assert await looking.latest(client.organization_id) == expected
         await write(sessions, server_id, "server.restarted")
+
+
+async def test_nobody_looks_any_more_after_an_error(client: Client, sessions: SessionFactory) -> None:
+    looking = Counting(sessions)
+    with pytest.raises(ZeroDivisionError):
+        async with looking.looking():
+            raise ZeroDivisionError
+    assert looking.closed.is_set()

@@ -10,6 +10,8 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
+from temporalio.client import WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
 
 from deployerp.domain.audit_log import AuditEntry
 from deployerp.domain.base import utc_now
@@ -18,7 +20,7 @@ from deployerp.domain.secrets import Vault
 from deployerp.domain.settings import Settings
 from deployerp.domain.webhook_endpoints import WebhookEndpoint, added_headers, signing_secrets
 from deployerp.drivers.temporal import Temporal
-from tests.conftest import Client, Fleet
+from tests.conftest import Client, Fleet, new_client, open_api
 
 ENDPOINTS = "/v1/webhook-endpoints"
 HOOKS = "https://example.com/hooks"
@@ -65,7 +67,7 @@ async def test_an_endpoint_is_created_listed_read_and_deleted(client: Client) ->
     created = await client.data("POST", ENDPOINTS, body, 201)
     secret = created.pop("secret")
     assert len(key_of(secret)) == 32
-    assert {name: created[name] for name in body} == body
+    assert {name: created[name] for name in body} == body | {"url": "https://example.com/***"}
     path = f"{ENDPOINTS}/{created['id']}"
     answer = await client.request("GET", path)
     assert answer.json()["data"] == created
@@ -75,6 +77,59 @@ async def test_an_endpoint_is_created_listed_read_and_deleted(client: Client) ->
     for method in ("GET", "DELETE"):
         await client.error(method, path, code="not_found")
     assert await client.data("GET", ENDPOINTS) == []
+
+
+@pytest.mark.fault("21")
+@pytest.mark.parametrize(
+    ("url", "format", "masked"),
+    [
+        ("https://hooks.slack.com/services/T0/B0/hunter2", "slack", "https://hooks.slack.com/***"),
+        ("https://HOOKS.slack.com/services/T0/B0/hunter2", "raw", "https://HOOKS.slack.com/***"),
+        ("https://discord.com/api/webhooks/1/hunter2", "discord", "https://discord.com/***"),
+        (
+            "https://prod-1.westeurope.logic.azure.com:443/workflows/1?sig=hunter2",
+            "teams",
+            "https://prod-1.westeurope.logic.azure.com:443/***",
+        ),
+        ("https://chat.example.com/hooks/hunter2", "slack", "https://chat.example.com/***"),
+    ],
+)
+async def test_the_url_of_a_chat_is_a_secret(
+    client: Client, sessions: SessionFactory, row: Row, url: str, format: str, masked: str
+) -> None:
+    created = await added(client, url=url, format=format)
+    path = f"{ENDPOINTS}/{created['id']}"
+    changed_url = url.replace("hunter2", "hunter3")
+    answers = [
+        await client.request("GET", path),
+        await client.request("PATCH", path, {"description": "ours"}),
+        await client.request("PATCH", path, {"url": changed_url}),
+        await client.request("POST", f"{path}/rotate-secret"),
+    ]
+    assert [answer.json()["data"]["url"] for answer in answers] == [masked] * 4
+    assert [each["url"] for each in await client.data("GET", ENDPOINTS)] == [masked]
+    # What is masked cannot be found out by searching, nor be put in place of the URL, nor shown otherwise.
+    for text in ("hunter3", "hunter", "/"):
+        assert await client.data("GET", f"{ENDPOINTS}?q={text}") == []
+    error = await client.error("PATCH", path, {"url": masked}, code="validation_error")
+    assert "is masked" in error["message"]
+    shown = await client.request("PATCH", path, {"format": "raw"})
+    assert "hunter" not in shown.text
+    assert (await row(created)).url == changed_url
+    async with sessions() as session:
+        entries = (await session.scalars(select(AuditEntry))).all()
+    told = [each for entry in entries for each in (entry.before, entry.after) if each and "url" in each]
+    assert {each["url"] for each in told} == {masked}
+    assert "hunter" not in str([(entry.before, entry.after) for entry in entries])
+
+
+@pytest.mark.fault("21")
+async def test_the_url_of_a_receiver_is_shown_and_found(client: Client) -> None:
+    created = await added(client)
+    assert created["url"] == HOOKS
+    assert await client.data("GET", f"{ENDPOINTS}?q=com/hooks") == [
+        {name: value for name, value in created.items() if name != "secret"}
+    ]
 
 
 async def test_what_is_left_out_has_a_meaning(client: Client) -> None:
@@ -87,6 +142,24 @@ async def test_what_is_left_out_has_a_meaning(client: Client) -> None:
     }
     for name in ("description", "disabledReason", "failingSince", "oldSecretUntil"):
         assert created[name] is None
+
+
+@one_database
+@pytest.mark.fault("23")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://10.0.0.1/hooks", "https://169.254.169.254/", "http://[::1]:8080/", "http://[fd00::7]/"),
+        *("http://[::ffff:192.168.1.1]/", "https://example.com:25/"),
+    ],
+)
+async def test_a_url_that_can_never_work_is_refused(client: Client, url: str) -> None:
+    path = f"{ENDPOINTS}/{(await added(client))['id']}"
+    for method, where in (("POST", ENDPOINTS), ("PATCH", path)):
+        error = await client.error(method, where, {"url": url}, code="validation_error")
+        assert [each["field"] for each in error["details"]["fields"]] == ["url"]
+    # The operator's own network is not refused.
+    await client.call("POST", ENDPOINTS, {"url": "http://127.0.0.1:8080/hooks"}, 201)
 
 
 async def test_headers_do_not_follow_the_url_to_another_host(client: Client) -> None:
@@ -155,7 +228,7 @@ async def test_a_change_is_of_what_is_given(client: Client, row: Row) -> None:
         ({"types": ["instance.deployed", "*_failed"]}, {}),
         ({"description": "theirs"}, {}),
         ({"description": ""}, {}),
-        ({"format": "teams"}, {}),
+        ({"format": "teams"}, {"url": "https://example.com/***"}),
         ({"headers": {"X-C": "3"}}, {"headerNames": ["X-C"]}),
         ({"headers": {}}, {"headerNames": []}),
         ({"enabled": False}, {}),
@@ -225,6 +298,59 @@ async def test_what_ends_an_endpoint_wakes_it_to_end_what_waits(
     assert [(await row(each)).awake for each in (disabled, deleted, kept)] == [True, True, False]
 
 
+@pytest.mark.fault("24")
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "", {"url": f"{HOOKS}/right"}),
+        ("PATCH", "", {"headers": {"Authorization": "Bearer right"}}),
+        ("PATCH", "", {"format": "slack"}),
+        ("PATCH", "", {"enabled": False}),
+        ("PATCH", "", {"enabled": True}),
+        ("POST", "/rotate-secret", None),
+        ("DELETE", "", None),
+    ],
+)
+@one_database
+async def test_an_endpoint_that_fails_is_told_of_a_change(
+    client: Client, sessions: SessionFactory, settings: Settings, row: Row, method: str, path: str, body: Any
+) -> None:
+    created = await added(client)
+    await changed(sessions, created, failing_since=utc_now(), enabled=body != {"enabled": True})
+    await client.call(method, f"{ENDPOINTS}/{created['id']}{path}", body)
+    endpoint = await row(created)
+    assert endpoint.unseen_change
+    workflow = (await Temporal.open(settings)).client.get_workflow_handle(endpoint.order.workflow_id)
+    async with asyncio.timeout(30):
+        while not await signals(workflow):
+            await asyncio.sleep(0.05)
+    assert (await signals(workflow))[0] == "changed"
+
+
+async def signals(workflow: WorkflowHandle[Any, Any]) -> list[str]:
+    try:
+        history = await workflow.fetch_history()
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return []
+        raise
+    return [
+        event.workflow_execution_signaled_event_attributes.signal_name
+        for event in history.events
+        if event.HasField("workflow_execution_signaled_event_attributes")
+    ]
+
+
+@pytest.mark.fault("24")
+@one_database
+async def test_an_endpoint_that_works_is_not_told_of_a_change(client: Client, row: Row) -> None:
+    created = await added(client)
+    path = f"{ENDPOINTS}/{created['id']}"
+    await client.call("PATCH", path, {"url": f"{HOOKS}/other"})
+    await client.call("POST", f"{path}/rotate-secret")
+    assert not (await row(created)).unseen_change
+
+
 # Secrets.
 
 
@@ -267,7 +393,7 @@ async def test_a_rotated_secret_overlaps_with_the_one_before(
 @one_database
 async def test_an_overlap_is_at_most_a_week(client: Client) -> None:
     path = f"{ENDPOINTS}/{(await added(client))['id']}/rotate-secret"
-    for hours in (-1, 169, 0.5, "soon", None):
+    for hours in (-1, 169, 0.5, "soon", None, True, "24"):
         error = await client.error("POST", path, {"overlapHours": hours}, code="validation_error")
         assert [each["field"] for each in error["details"]["fields"]] == ["overlapHours"]
 
@@ -336,3 +462,19 @@ async def test_a_disabled_endpoint_is_not_pinged(client: Client, sessions: Sessi
     await client.call("DELETE", f"{ENDPOINTS}/{endpoint['id']}", status=204)
     await client.error("POST", path, code="not_found")
     assert await client.data("GET", "/v1/events") == []
+
+
+@pytest.mark.fault("15")
+async def test_an_organization_has_as_many_endpoints_as_it_may(settings: Settings) -> None:
+    few = settings.model_copy(update={"webhook_endpoints": 2})
+    async with open_api(few) as http:
+        client, other = await new_client(http, few), await new_client(http, few)
+        first = await added(client)
+        answers = await asyncio.gather(*(client.request("POST", ENDPOINTS, {"url": HOOKS}) for _ in range(3)))
+        assert sorted(answer.status_code for answer in answers) == [201, 402, 402]
+        error = await client.error("POST", ENDPOINTS, {"url": HOOKS}, code="quota_exceeded")
+        assert error["details"] == {"limit": 2}
+        assert "delete one" in error["message"]
+        await added(other)
+        await client.call("DELETE", f"{ENDPOINTS}/{first['id']}", status=204)
+        await added(client)

@@ -101,3 +101,11 @@ def test_a_token_of_another_key_set_is_verified_under_no_key_of_ours() -> None:
 def test_without_keys_nothing_is_issued() -> None:
     with pytest.raises(VaultClosed, match="DEPLOYERP_ENCRYPTION_KEYS"):
         tokens()
+
+
+@pytest.mark.fault("20")
+@pytest.mark.parametrize(("claim", "seconds"), [("exp", -60), ("nbf", 60), ("iat", 60)])
+def test_a_refusal_for_a_clock_names_the_skew_that_is_allowed(claim: str, seconds: int) -> None:
+    forge = Forge(NEW, USER, ORGANIZATION)
+    with pytest.raises(TokenRefused, match="clocks may differ by 5 seconds"):
+        taken(tokens(NEW), forge.token(claims={claim: forge.claims()["iat"] + seconds}))

@@ -20,12 +20,14 @@ from deployerp.domain.webhook_endpoints import new_webhook_secret
 _, TOKEN = new_api_key(new_id(), "test", "read")
 WEBHOOK = new_webhook_secret()
 REFRESH = f"erp_refresh_{secrets.token_urlsafe(32)}"
+SET_PASSWORD = f"erp_password_{secrets.token_urlsafe(32)}"
 ACCESS = jwt.encode({"sub": "x"}, "k" * 32, "HS256")
 PRIVATE_KEY = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
 SECRETS = {
     "API key": (TOKEN, TOKEN.rpartition("_")[2]),
     "webhook secret": (WEBHOOK, WEBHOOK.removeprefix("whsec_")),
     "refresh token": (REFRESH, REFRESH.removeprefix("erp_refresh_")),
+    "set-password token": (SET_PASSWORD, SET_PASSWORD.removeprefix("erp_password_")),
     "access token": (ACCESS, ACCESS.partition(".")[2]),
     "private key": (PRIVATE_KEY, PRIVATE_KEY.splitlines()[1]),
     "private key that is cut off": (PRIVATE_KEY[:120], PRIVATE_KEY.splitlines()[1][:40]),

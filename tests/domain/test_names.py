@@ -1,12 +1,22 @@
 """Names that must not pass, at the rule itself: what tells lines apart is where such rules are fooled."""
 
+import re
+
 import pytest
 from jsonschema_rs import validator_for
 from pydantic import TypeAdapter, ValidationError
 
 from deployerp.domain.api_keys import key_id_of, new_api_key
 from deployerp.domain.base import new_id
-from deployerp.domain.names import Instant, Name, check_env_name, check_env_value
+from deployerp.domain.names import (
+    Instant,
+    Name,
+    check_domain,
+    check_env_name,
+    check_env_value,
+    check_hostname,
+    slug_of,
+)
 
 
 @pytest.mark.parametrize("name", ["A", "_", "LANG", "a1", "A" * 128, "PG", "MY_PATH", "HOSTNAME", "LD"])
@@ -24,6 +34,50 @@ def test_what_is_no_variable_name_is_refused(name: str) -> None:
 def test_a_variable_that_others_depend_on_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="reserved"):
         check_env_name(name)
+
+
+@pytest.mark.fault("12")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ODOO_HTTP_PORT",
+        "ODOO_DATA_DIR",
+        "ODOO_WORKERS",
+        "ODOO_LIST_DB",
+        "ODOO_PROXY_MODE",
+        "ODOO_ADMIN_PASSWD",
+        "ODOO_MAX_CRON_THREADS",
+        "ODOO_DBFILTER",
+        "PGHOST_REPLICA",
+        "PGDATABASE_TEMPLATE",
+        "PASSWORD_FILE",
+    ],
+)
+def test_a_variable_that_overrides_what_is_configured_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is reserved"):
+        check_env_name(name)
+
+
+@pytest.mark.fault("13")
+@pytest.mark.parametrize(
+    "domain",
+    [
+        *("ERP.Example.com", "erp_test.example.com", "example.com.", "-x.example.com", "", ".example.com"),
+        *("a..b", "example.com\n", "bücher.example", ".".join(["a" * 49] * 4), "a" * 61 + ".a"),
+    ],
+)
+def test_a_domain_under_which_no_instance_could_be_found_is_refused(domain: str) -> None:
+    with pytest.raises(ValueError, match="must"):
+        check_domain(domain)
+
+
+@pytest.mark.fault("13")
+def test_a_host_name_fits_into_a_certificate_where_it_needs_one() -> None:
+    assert check_domain("erp.example.com") == "erp.example.com"
+    assert check_hostname("a" * 63 + ".localhost")
+    assert check_hostname("a" * 52 + ".example.com")
+    with pytest.raises(ValueError, match="too long"):
+        check_hostname("a" * 53 + ".example.com")
 
 
 def test_a_value_may_have_lines_and_no_nul() -> None:
@@ -76,3 +130,18 @@ def test_a_time_is_told_as_the_standard_has_it(given: object, fits: bool) -> Non
     else:
         with pytest.raises(ValidationError):
             adapter.validate_python(given)
+
+
+@pytest.mark.fault("16")
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("Acme", "acme"),
+        ("  Zürich: web/1 @ home ", "zurich-web-1-home"),
+        ("東京", "unnamed"),
+        ("a" * 62 + " b", "a" * 62),
+    ],
+)
+def test_a_name_becomes_a_slug(name: str, slug: str) -> None:
+    assert slug_of(name) == slug
+    assert re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", slug)

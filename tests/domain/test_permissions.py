@@ -17,7 +17,7 @@ webhook-deliveries  |       r     rm     rmd     rmd   |        rmd    rmd    rm
 api-keys            |       -     -      -       rmd   |        rmd    rmd    -          -        -
 users               |       -     -      -       rmd   |        rmd    rmd    -          r        -
 audit-log           |       -     -      -       rmd   |        rmd    rmd    -          -        -
-billing             |       -     -      -       r     |        rmd    r      -          rm       -
+billing             |       -     -      -       rmd   |        rmd    r      -          rm       -
 """
 HEAD, *ROWS = [line.replace("|", " ").split() for line in GRID.strip().splitlines()]
 VERBS = {"read": "r", "manage": "m", "delete": "d"}
@@ -46,3 +46,8 @@ def test_the_grid_is_about_all_there_is() -> None:
 )
 def test_cell(kind: str, name: str, permissions: frozenset[str], permission: str, granted: bool) -> None:
     assert (permission in permissions) is granted
+
+
+@pytest.mark.fault("22")
+def test_an_admin_key_may_do_everything() -> None:
+    assert LEVEL_PERMISSIONS["admin"] == PERMISSIONS

@@ -10,12 +10,14 @@ import tarfile
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from deployerp.drivers.host import HostTarget, generate_key_pair
+from deployerp.drivers.host import generate_key_pair
+from deployerp.drivers.ssh_login import HostTarget
 
 BUSYBOX_IMAGE = "deployerp-test/busybox:1"
 APPLETS = ["cat", "chmod", "chown", "cp", "env", "head", "httpd", "id", "ls", "mkdir", "nc", "sh", "sleep"]
@@ -34,16 +36,29 @@ class SSHServer:
     def with_host_key(self, host_key: str) -> HostTarget:
         return replace(self.target, host_key=host_key)
 
+    def logins(self) -> list[str]:
+        """The lines of its log that tell of logins."""
+        return [line for line in self.log.read_text().splitlines() if "Accepted publickey" in line]
+
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SSHServer]:
-    server = start_sshd(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.process.terminate()
-    server.process.wait(10)
+    with sshd_with(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
 
 
-def start_sshd(directory: Path) -> SSHServer:
+@contextmanager
+def sshd_with(directory: Path, *options: str) -> Iterator[SSHServer]:
+    """A real sshd with further options; the first of two that set the same counts."""
+    server = start_sshd(directory, *options)
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait(10)
+
+
+def start_sshd(directory: Path, *options: str) -> SSHServer:
     program = shutil.which("sshd") or "/usr/sbin/sshd"
     assert Path(program).exists(), "install openssh-server: these tests talk to a real sshd"
     ours, theirs = generate_key_pair("client"), generate_key_pair("host")
@@ -54,7 +69,8 @@ def start_sshd(directory: Path) -> SSHServer:
     port = free_port()
     config = directory / "sshd_config"
     config.write_text(
-        f"ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\n"
+        "".join(f"{option}\n" for option in options)
+        + f"ListenAddress 127.0.0.1:{port}\nHostKey {host_key}\nAuthorizedKeysFile {authorized}\n"
         f"PidFile {directory / 'pid'}\nStrictModes no\nUsePAM no\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nPermitRootLogin yes\nMaxStartups 100\nLogLevel VERBOSE\n"
     )

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -23,7 +24,7 @@ from deployerp.drivers.containers import ContainerSpec, PublishedPort
 from deployerp.drivers.engine import Engine
 from deployerp.drivers.host import connect
 
-IMAGE = os.environ.get("DEPLOYERP_TEST_CADDY_IMAGE", "caddy:2")
+IMAGE = os.environ.get("DEPLOYERP_TEST_CADDY_IMAGE", "caddy:2.11")
 
 
 @dataclasses.dataclass
@@ -121,8 +122,10 @@ async def upstream(text: str, gateway: str) -> AsyncIterator[str]:
     runner = web.AppRunner(application, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, gateway, 0).start()
-    yield f"{gateway}:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    try:
+        yield f"{gateway}:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
 
 
 async def test_unknown_hosts_get_a_plain_404(proxy: Proxy) -> None:
@@ -167,6 +170,37 @@ async def test_websockets_go_to_their_own_upstream(proxy: Proxy) -> None:
             assert await websocket.receive_str() == "gevent hello"
 
 
+@pytest.mark.fault("10")
+async def test_changes_of_other_sites_keep_websockets_open_and_memory_small(proxy: Proxy) -> None:
+    connector = aiohttp.TCPConnector(resolver=Fixed(proxy.address), limit=0)
+    async with (
+        upstream("odoo", proxy.gateway) as address,
+        aiohttp.ClientSession(connector=connector) as session,
+    ):
+        await proxy.admin.ensure_route(Route("a", ["a.localhost"], address, address, https=False))
+        other = Route("b", ["b.localhost"], address, address, https=False)
+
+        async def connect_websocket() -> aiohttp.ClientWebSocketResponse:
+            return await session.ws_connect("http://a.localhost/websocket")
+
+        websockets = [await connect_websocket() for _ in range(50)]
+        for _ in range(50):
+            await proxy.admin.ensure_route(other)
+            await proxy.admin.remove_route(other.id)
+            # Caddy keeps each configuration under which a websocket was opened: this is the worst case.
+            websockets.append(await connect_websocket())
+        for websocket in websockets:
+            await websocket.send_str("hello")
+            assert await websocket.receive_str() == "odoo hello"
+        assert await resident_megabytes(proxy) < 128
+
+
+async def resident_megabytes(proxy: Proxy) -> float:
+    status = await proxy.engine.execute(proxy.spec.name, ["cat", "/proc/1/status"], timeout=20, check=True)
+    [kilobytes] = re.findall(r"^VmRSS:\s+(\d+) kB$", status.text, re.MULTILINE)
+    return int(kilobytes) / 1024
+
+
 async def test_https_hosts_get_a_certificate_and_a_redirect(proxy: Proxy) -> None:
     async with upstream("odoo", proxy.gateway) as address:
         await proxy.admin.ensure_route(Route("one", ["a.localhost"], address, https=True))
@@ -192,6 +226,52 @@ async def until_served(proxy: Proxy, host: str) -> str:
                 continue
             assert status == 200
             return str(body)
+
+
+@pytest.mark.fault("9")
+async def test_all_routes_are_set_at_once_and_unknown_ones_removed(proxy: Proxy) -> None:
+    async with upstream("odoo", proxy.gateway) as address:
+        plain, secure = (
+            Route("one", ["a.localhost"], address, address, https=False),
+            Route("two", ["b.localhost"], address),
+        )
+        await proxy.admin.ensure_route(Route("one", ["old.localhost"], address, https=True))
+        await proxy.admin.ensure_route(Route("gone", ["gone.localhost"], address, https=False))
+        await proxy.admin.set_routes([plain, secure])
+        assert await proxy.admin.routes() == {"one": plain, "two": secure}
+        assert json.loads((await proxy.get("a.localhost"))[2])["by"] == "odoo"
+        assert json.loads(await until_served(proxy, "b.localhost"))["by"] == "odoo"
+        assert (await proxy.get("gone.localhost"))[0] == 404
+        assert (await proxy.get("nobody.localhost"))[0] == 404
+
+
+@pytest.mark.fault("9")
+async def test_setting_the_routes_that_are_there_changes_nothing(proxy: Proxy) -> None:
+    routes = [Route(name, [f"{name}.localhost"], "nobody:80", https=False) for name in ("one", "two")]
+    for route in routes:
+        await proxy.admin.ensure_route(route)
+    before = await saved(proxy)
+    await proxy.admin.set_routes(routes)
+    assert await saved(proxy) == before
+    await proxy.admin.set_routes([])
+    assert await saved(proxy) != before
+    assert await proxy.admin.routes() == {}
+
+
+async def saved(proxy: Proxy) -> str:
+    """When Caddy last had another configuration: it saves each."""
+    stat = ["stat", "-c", "%y", "/config/caddy/autosave.json"]
+    return (await proxy.engine.execute(proxy.spec.name, stat, timeout=20, check=True)).text
+
+
+@pytest.mark.fault("10")
+async def test_setting_routes_brings_those_of_an_older_version_up_to_date(proxy: Proxy) -> None:
+    route = Route("one", ["a.localhost"], "nobody:80", https=False)
+    older = json.loads(json.dumps(route.config()))
+    del older["handle"][0]["routes"][0]["handle"][-1]["stream_close_delay"]
+    await proxy.admin._request("PUT", "config/apps/http/servers/http/routes/0", older)
+    await proxy.admin.set_routes([route])
+    assert await proxy.admin._request("GET", "id/route-one") == route.config()
 
 
 async def test_removing_a_route_can_be_repeated(proxy: Proxy) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import dataclasses
 import gzip
+import random
 import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import docker as docker_client
 import libcloud.compute.drivers.ec2
 import moto.settings
 import pytest
@@ -20,6 +22,7 @@ from libcloud.common.types import InvalidCredsError, LibcloudError
 from moto.server import ThreadedMotoServer
 
 from deployerp.domain.errors import (
+    CredentialsRefused,
     DeployError,
     HostUnreachable,
     ProviderError,
@@ -36,8 +39,9 @@ from deployerp.drivers.cloud import (
     provider_kinds,
 )
 from deployerp.drivers.docker_nodes import DockerNodeDriver
-from deployerp.drivers.host import HostTarget, connect, generate_key_pair
+from deployerp.drivers.host import connect, generate_key_pair
 from deployerp.drivers.libcloud import _ROWS, LibcloudClouds
+from deployerp.drivers.ssh_login import HostTarget
 from tests.drivers.fake_cloud import FakeCloud
 
 AWS_CREDENTIALS = {"access_key_id": "key", "secret_access_key": "secret-value", "region": "eu-west-1"}
@@ -251,7 +255,7 @@ async def test_an_unknown_region_is_refused() -> None:
     [
         (RateLimitReachedError(headers={"retry-after": "17"}), ProviderThrottled),
         (BaseHTTPError(503, "slow down"), ProviderThrottled),
-        (InvalidCredsError("no"), ProviderRefused),
+        (InvalidCredsError("no"), CredentialsRefused),
         (BaseHTTPError(422, "no such image"), ProviderRefused),
         (BaseHTTPError(409, "busy"), ProviderError),
         (BaseHTTPError(500, ""), ProviderError),
@@ -387,6 +391,9 @@ async def test_containers_live_within_the_node_and_survive_its_reboot(machine: M
     cgroups = await run(machine.target, "cat", f"/proc/{pid.strip()}/cgroup")
     assert f"{node_id}/nested/" in cgroups or "0::/" in cgroups.splitlines()
 
+    async with connect(machine.target) as host:
+        boot = await host.boot_id()
+        assert await host.boot_id() == boot
     await machine.cloud.reboot_node(machine.node.id)
     again = await machine.cloud.get_node(machine.node.id)
     assert again is not None
@@ -396,8 +403,69 @@ async def test_containers_live_within_the_node_and_survive_its_reboot(machine: M
         machine.node.https_port,
     )
     await engine_answers(machine.target)
+    async with connect(machine.target) as host:
+        assert await host.boot_id() != boot
     assert "true" in await run(machine.target, "docker", "inspect", "-f", "{{.State.Running}}", "inner")
     assert "stopped cleanly" in await run(machine.target, "docker", "logs", "inner")
+
+
+@pytest.fixture
+def metadata_service(machine: Machine, busybox: str) -> Iterator[str]:
+    """The address of a service outside the node that gives user data to the node, as a cloud's does."""
+    name = f"metadata-{uuid.uuid4().hex[:12]}"
+    serve = "echo private key > /tmp/user-data; httpd -p 53 -h /tmp; exec httpd -f -p 80 -h /tmp"
+    docker("network", "create", "--subnet", f"169.254.{random.randrange(1, 255)}.0/24", name)
+    try:
+        docker("network", "connect", name, machine.node.id)
+        docker("run", "-d", "--name", name, "--network", name, busybox, "sh", "-c", serve)
+        yield docker(
+            "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", name
+        ).strip()
+    finally:
+        for removal in (["rm", "-f", name], ["network", "disconnect", "-f", name, machine.node.id]):
+            subprocess.run(["docker", *removal], capture_output=True)
+        docker("network", "rm", name)
+
+
+@pytest.mark.fault("3")
+async def test_containers_do_not_reach_the_metadata_service(
+    machine: Machine, metadata_service: str, busybox: str
+) -> None:
+    async def shell(line: str) -> str:
+        return await run(machine.target, "bash", "-c", line)
+
+    request = "printf 'GET /user-data HTTP/1.0\\r\\n\\r\\n'"
+
+    async def node_reaches() -> bool:
+        ask = f"exec 3<>/dev/tcp/{metadata_service}/80; {request} >&3; timeout 5 cat <&3"
+        return "private key" in await shell(ask)
+
+    async def container_reaches(port: int = 80) -> bool:
+        ask = f"{request} | docker exec -i inner nc -w 2 {metadata_service} {port} 2>&1 || true"
+        answer = await shell(ask)
+        assert "private key" in answer or "timed out" in answer
+        return "private key" in answer
+
+    await engine_answers(machine.target)
+    await run(machine.target, "docker", "load", stdin=docker_bytes("save", busybox))
+    start = "docker run -d --name inner --network shop --restart unless-stopped"
+    await shell(f"docker network create shop && {start} {busybox} sleep 1000000")
+    assert await node_reaches()
+    assert not await container_reaches()
+    # Some clouds have the resolver of their machines there.
+    assert await container_reaches(port=53)
+
+    # The engine's end is the node's: what follows is a boot of both.
+    await shell("pkill -KILL dockerd || true")
+    await engine_answers(machine.target)
+    assert await node_reaches()
+    assert not await container_reaches()
+
+    # Without the rules there is a way; preparing the machine again closes it.
+    await shell("iptables -F DOCKER-USER")
+    assert await container_reaches()
+    await run(machine.target, "sh", "-s", stdin=machine.script.encode())
+    assert not await container_reaches()
 
 
 async def test_a_killed_node_boots_again(machine: Machine) -> None:
@@ -419,6 +487,35 @@ async def test_a_volume_left_by_a_broken_destruction_goes_with_the_next(machine:
     server = machine.node.tags["deployerp.server"]
     assert docker("volume", "ls", "-q", "--filter", f"label=deployerp.server={server}") != ""
     await machine.cloud.destroy_node(machine.node.id)
+    assert docker("volume", "ls", "-q", "--filter", f"label=deployerp.server={server}") == ""
+
+
+async def test_a_destruction_that_leaves_the_volume_is_no_success(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: docker_client.APIClient, name: str) -> None:
+        raise docker_client.errors.APIError("volume is in use")
+
+    server = machine.node.tags["deployerp.server"]
+    with monkeypatch.context() as patch:
+        patch.setattr(docker_client.APIClient, "remove_volume", refuse)
+        with pytest.raises(ProviderError):
+            await machine.cloud.destroy_node(machine.node.id)
+    assert await machine.cloud.find_nodes({"deployerp.server": server}) == []
+    await machine.cloud.destroy_node(machine.node.id)
+    assert docker("volume", "ls", "-q", "--filter", f"label=deployerp.server={server}") == ""
+
+
+async def test_a_volume_never_comes_before_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise LibcloudError("the worker is killed before it creates the container")
+
+    cloud, server = LibcloudClouds().open("docker", {}), str(uuid.uuid4())
+    monkeypatch.setattr(docker_client.APIClient, "create_container", die)
+    with pytest.raises(DeployError):
+        await cloud.create_node(
+            NodeSpec("x", "small", None, None, "", {"deployerp.server": server}, uuid.uuid4().hex)
+        )
     assert docker("volume", "ls", "-q", "--filter", f"label=deployerp.server={server}") == ""
 
 

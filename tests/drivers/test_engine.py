@@ -607,3 +607,25 @@ async def test_an_engine_behind_a_dead_forward_is_worth_a_retry(sshd: Any) -> No
             with pytest.raises(EngineError) as caught:
                 await engine.find_containers({"deployerp.test": None})
     assert caught.value.retryable
+
+
+async def test_a_volume_that_an_image_declares_is_kept_in_memory_unless_it_is_mounted(
+    engine: Engine, spec: ContainerSpec, busybox: str, name: str
+) -> None:
+    """An engine that dies while it removes a container would leave a volume without a label or a name."""
+    image = f"{name}:1"
+    made = docker("create", "--name", f"{name}-base", busybox, "true").strip()
+    docker("commit", "--change", "VOLUME /kept", "--change", "VOLUME /lost", made, image)
+    docker("rm", made)
+    try:
+        await engine.ensure_container(dataclasses.replace(spec, image=image, volumes={name: "/kept"}))
+        await engine.start_container(name)
+        mounts = json.loads(docker("inspect", "-f", "{{json .Mounts}}", name))
+        assert [(each["Type"], each["Name"], each["Destination"]) for each in mounts] == [
+            ("volume", name, "/kept")
+        ]
+        assert (await engine.execute(name, ["touch", "/lost/x"], timeout=10)).exit_code == 0
+    finally:
+        docker("rm", "--force", "--volumes", name)
+        docker("volume", "rm", "--force", name)
+        docker("rmi", "--force", image)

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import os
 import socket
 import stat
@@ -17,11 +18,18 @@ import pytest
 
 from deployerp.domain.errors import (
     CommandFailed,
+    EngineError,
     HostAuthenticationFailed,
+    HostForwardingForbidden,
     HostKeyMismatch,
     HostUnreachable,
+    ProxyError,
 )
-from deployerp.drivers.host import HostTarget, connect, generate_key_pair
+from deployerp.drivers.caddy import Caddy
+from deployerp.drivers.engine import Engine
+from deployerp.drivers.host import connect, generate_key_pair
+from deployerp.drivers.ssh_login import HostTarget
+from tests.drivers.conftest import sshd_with
 
 
 class Witness(asyncssh.SSHServer):
@@ -210,6 +218,96 @@ async def test_a_key_that_the_server_does_not_know_is_refused(
         async with connect(sshd.with_key(stranger.private)):
             pytest.fail("logged in with a key that nobody allowed")
     assert stranger.private not in str(caught.value)
+
+
+@pytest.mark.fault("14")
+@pytest.mark.parametrize(
+    "option", ["AllowStreamLocalForwarding no", "AllowTcpForwarding no", "DisableForwarding yes"]
+)
+async def test_an_sshd_that_forbids_forwarding_is_told_as_that(tmp_path: Path, option: str) -> None:
+    listening = await asyncio.start_unix_server(lambda reader, writer: writer.close(), tmp_path / "socket")
+    with sshd_with(tmp_path, option) as server:
+        async with listening, connect(server.target) as host:
+            for use in (host.check_forwarding, host.engine):
+                with pytest.raises(HostForwardingForbidden, match=option.split()[0]) as caught:
+                    await use()
+                assert caught.value.retryable is False
+
+
+@pytest.mark.fault("14")
+async def test_an_engine_that_is_not_there_is_not_taken_for_forbidden_forwarding(sshd: Any) -> None:
+    async with connect(sshd.target) as host:
+        await host.check_forwarding()
+        path = await host.forward_socket("/nowhere/docker.sock")
+        async with Engine(f"unix://{path}") as engine, Caddy(path) as proxy:
+            with pytest.raises(EngineError, match="check that it runs on the server") as refused:
+                await engine.stop_container("one")
+            with pytest.raises(ProxyError) as unanswered:
+                await proxy.routes()
+    for error in (refused.value, unanswered.value):
+        assert error.retryable
+        assert str(Path(path).parent) not in f"{error.message} {error.details}"
+
+
+@asynccontextmanager
+async def says(greeting: bytes | None) -> AsyncIterator[int]:
+    """The port of a server that greets whoever comes and closes, or with None says nothing."""
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if greeting is None:
+            await reader.read()
+        else:
+            writer.write(greeting)
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def why_unreachable(target: HostTarget) -> str:
+    with pytest.raises(HostUnreachable) as caught:
+        async with connect(target, timeout=0.5):
+            pytest.fail("logged in to what is no sshd")
+    assert caught.value.retryable
+    return caught.value.message
+
+
+@pytest.mark.fault("14")
+@pytest.mark.parametrize(
+    ("greeting", "words"),
+    [
+        (b"220 mail.example.com ESMTP\r\n", "does not speak SSH"),
+        (None, "says nothing for 0.5 s"),
+        (b"", "closed the connection before it spoke SSH"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "was lost while we logged in"),
+        (b"Exceeded MaxStartups\r\n", "MaxStartups"),
+        (b"Not allowed at this time\r\n", "PerSourcePenalties"),
+    ],
+)
+async def test_what_is_at_the_port_is_told_apart(sshd: Any, greeting: bytes | None, words: str) -> None:
+    async with says(greeting) as port:
+        assert words in await why_unreachable(dataclasses.replace(sshd.target, port=port))
+
+
+@pytest.mark.fault("14")
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "refuses connections"),
+        (OSError(errno.EHOSTUNREACH, "no route"), "no route to the server"),
+        (socket.gaierror(socket.EAI_NONAME, "unknown"), "has no address"),
+        (TimeoutError(), "did not answer within 0.5 s"),
+        (OSError(errno.EADDRNOTAVAIL, "no ports left"), "No connection"),
+    ],
+)
+async def test_why_there_is_no_connection_is_told_apart(
+    sshd: Any, monkeypatch: pytest.MonkeyPatch, failure: OSError, words: str
+) -> None:
+    async def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", fail)
+    assert words in await why_unreachable(sshd.target)
 
 
 async def test_a_closed_port_is_unreachable_and_worth_a_retry(sshd: Any) -> None:

@@ -104,7 +104,7 @@ async def test_a_hostile_address_is_refused(
     host: str, scheme: str, trap: Trap, connects: list[object]
 ) -> None:
     url = check_url(f"{scheme}://{host}:{trap.port}/latest/meta-data/")
-    with pytest.raises(AddressRefused, match="DEPLOYERP_WEBHOOK_ALLOWED_NETWORKS"):
+    with pytest.raises(AddressRefused, match="DEPLOYERP_ALLOWED_NETWORKS"):
         await WebhookSender().send(url, b"", {})
     assert (connects, trap.caught) == ([], [])
 

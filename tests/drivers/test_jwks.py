@@ -1,6 +1,7 @@
 """Keys of another issuer, from a real HTTP server on loopback."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -165,8 +166,16 @@ async def test_an_issuer_that_is_silent_or_away_gives_no_key(
     assert await KeySet("no url", "RS256").key("one") is None
 
 
+@pytest.mark.fault("3")
 async def test_redirects_are_not_followed(issuer: Issuer, keys: KeySet) -> None:
     issuer.status, issuer.headers = 302, {"Location": issuer.url}
+    assert await keys.key("one") is None
+    assert issuer.asked == 1
+
+
+@pytest.mark.fault("3")
+async def test_what_is_compressed_is_not_unpacked(issuer: Issuer, keys: KeySet) -> None:
+    issuer.body, issuer.headers = gzip.compress(issuer.body), {"Content-Encoding": "gzip"}
     assert await keys.key("one") is None
     assert issuer.asked == 1
 

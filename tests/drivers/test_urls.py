@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from deployerp.drivers.urls import check_url, is_public
+from deployerp.drivers.urls import check_destination, check_url, is_public
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,31 @@ def test_the_rule_raises_nothing_but_its_error(url: str) -> None:
     except ValueError as error:
         complaint = error
     assert complaint is None or (type(complaint) is ValueError and str(complaint).startswith("must "))
+
+
+LOCAL = [
+    "http://localhost:8080/",
+    "http://LocalHost./",
+    "https://a.localhost/",
+    "http://127.0.0.1/",
+    "http://[::1]/",
+]
+
+
+@pytest.mark.fault("23")
+@pytest.mark.parametrize("url", LOCAL)
+def test_our_own_machine_is_a_destination_only_where_the_operator_allows_it(url: str) -> None:
+    allowed = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
+    assert check_destination(url, allowed) == url
+    for networks in ([], [ipaddress.ip_network("10.0.0.0/8")]):
+        with pytest.raises(ValueError, match=r"must lead to a public address.*DEPLOYERP_ALLOWED_NETWORKS"):
+            check_destination(url, networks)
+
+
+@pytest.mark.fault("23")
+@pytest.mark.parametrize("url", ["https://example.com/", "https://93.184.216.34/", "https://internal/"])
+def test_a_name_is_looked_up_only_when_it_is_used(url: str) -> None:
+    assert check_destination(url, []) == url
 
 
 @given(st.ip_addresses(v=4) | st.ip_addresses(v=6) | st.ip_addresses(v=6, network="2000::/3"))

@@ -2,6 +2,7 @@
 
 import gzip
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -82,3 +83,78 @@ def test_a_cloud_config_sets_the_keys_by_itself_and_runs_the_script() -> None:
     assert config["write_files"][0]["content"] == script
     assert config["runcmd"] == [["sh", config["write_files"][0]["path"]]]
     assert len(gzip.compress(text.encode())) < 16_384
+
+
+# A table of rules in a file, one a line, as far as the script uses them; `broken` refuses every change.
+FAKE_IPTABLES = """#!/bin/sh
+rules=$0.rules
+shift
+action=$1
+shift
+[ ! -e "$0.broken" ] || { echo "broken" >&2; exit 4; }
+case $action in
+    -n) grep -qx "chain $2" "$rules" ;;
+    -N) echo "chain $1" >> "$rules" ;;
+    -C) grep -qxF -e "$*" "$rules" ;;
+    -I) echo "$*" >> "$rules" ;;
+esac
+"""
+RULES = {
+    "chain DOCKER-USER",
+    "DOCKER-USER -d {} -p tcp ! --dport 53 -j DROP",
+    "DOCKER-USER -d {} -p udp ! --dport 53 -j DROP",
+}
+
+
+class BlockMetadata:
+    """The program of the script that keeps containers from the metadata service, with tables of its own."""
+
+    def __init__(self, directory: Path, commands: list[str]) -> None:
+        self.directory = directory
+        script = user_data.render(THEIRS.private, OURS.public)
+        self.program = script.partition("block-metadata 755 <<'PROGRAM'\n")[2].partition("PROGRAM\n")[0]
+        for name in ("grep", *commands):
+            command = directory / name
+            if name == "grep":
+                command.symlink_to("/bin/grep")
+            else:
+                command.write_text(FAKE_IPTABLES)
+                command.chmod(0o755)
+
+    def run(self) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": str(self.directory)}
+        return subprocess.run(
+            ["/bin/sh"], input=self.program, env=environment, capture_output=True, text=True
+        )
+
+    def rules(self, command: str) -> list[str]:
+        return (self.directory / f"{command}.rules").read_text().splitlines()
+
+
+@pytest.mark.fault("3")
+def test_the_rules_against_metadata_are_written_once(tmp_path: Path) -> None:
+    block = BlockMetadata(tmp_path, ["iptables", "ip6tables"])
+    for _ in range(2):
+        ended = block.run()
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+    for command, address in (("iptables", "169.254.0.0/16"), ("ip6tables", "fd00:ec2::254")):
+        assert sorted(block.rules(command)) == sorted(rule.format(address) for rule in RULES)
+
+
+@pytest.mark.fault("3")
+def test_a_machine_without_ip6tables_gets_the_rules_of_ipv4(tmp_path: Path) -> None:
+    block = BlockMetadata(tmp_path, ["iptables"])
+    ended = block.run()
+    assert ended.returncode == 0
+    assert "no rules for IPv6" in ended.stdout
+    assert len(block.rules("iptables")) == 3
+
+
+@pytest.mark.fault("3")
+@pytest.mark.parametrize("commands", [["ip6tables"], ["iptables", "ip6tables"]], ids=["absent", "broken"])
+def test_a_machine_whose_iptables_fails_says_so(tmp_path: Path, commands: list[str]) -> None:
+    block = BlockMetadata(tmp_path, commands)
+    (tmp_path / "iptables.broken").touch()
+    ended = block.run()
+    assert ended.returncode == 1
+    assert "cannot keep containers from the cloud's metadata service" in ended.stderr

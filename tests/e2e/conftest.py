@@ -100,6 +100,7 @@ class Shop:
     """The first instance on the house, which has its database initialised."""
 
     id: str
+    slug: str
     url: str
     operation: dict[str, Any]
 
@@ -108,4 +109,4 @@ class Shop:
 async def shop(plane: Plane, house: House) -> Shop:
     await house.unprepare()
     instance, operation = await plane.deploy(house.id)
-    return Shop(instance["id"], instance["url"], operation)
+    return Shop(instance["id"], instance["slug"], instance["url"], operation)

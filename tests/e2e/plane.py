@@ -32,6 +32,7 @@ from deployerp.worker import open_worker
 from tests.conftest import Client, free_port, new_client
 from tests.e2e import world
 from tests.e2e.faults import Faults
+from tests.variables import AWKWARD_VARIABLES
 
 OPEN = ("pending", "running", "cancelling")
 SECRET_VARIABLE = "not-for-anybody-else-8d1f6a"
@@ -196,14 +197,14 @@ class Plane:
         return await self.ended((begun.get("operation") or begun)["id"], state)
 
     async def ended(
-        self, operation_id: str, state: str = "succeeded", seconds: float = 180
+        self, operation_id: str, state: str = "succeeded", seconds: float = 600
     ) -> dict[str, Any]:
         operation = await self.until(operation_id, lambda one: one["state"] not in OPEN, seconds)
         assert operation["state"] == state, f"it has {operation['state']}: {json.dumps(operation, indent=1)}"
         return operation
 
     async def until(
-        self, operation_id: str, satisfied: Callable[[dict[str, Any]], bool], seconds: float = 180
+        self, operation_id: str, satisfied: Callable[[dict[str, Any]], bool], seconds: float = 600
     ) -> dict[str, Any]:
         """The operation as soon as it satisfies."""
         deadline = time.monotonic() + seconds
@@ -235,7 +236,11 @@ class Plane:
             "serverId": server_id,
             "odooVersion": "19.0",
             "environmentType": "development",
-            "envVars": {"E2E_PLAIN": "seen", "E2E_SECRET": {"value": SECRET_VARIABLE, "secret": True}},
+            "envVars": {
+                "E2E_PLAIN": "seen",
+                "E2E_SECRET": {"value": SECRET_VARIABLE, "secret": True},
+                **{name: {"value": value, "secret": True} for name, value in AWKWARD_VARIABLES.items()},
+            },
         } | given
 
     async def provision(self, **given: object) -> tuple[dict[str, Any], dict[str, Any]]:

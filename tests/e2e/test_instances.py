@@ -1,10 +1,14 @@
 """Instances beside each other on one server."""
 
 import asyncio
+import json
+
+import pytest
 
 from tests.e2e import world
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import SECRET_VARIABLE, Plane, browsing, seconds_of, step_of
+from tests.variables import AWKWARD_VARIABLES
 
 OF_ITS_OWN = ("database.uuid", "database.secret")
 
@@ -57,6 +61,31 @@ async def test_a_secret_variable_reaches_odoo_and_nobody_else(plane: Plane, hous
         "docker", "exec", house.node, "docker", "exec", odoo, "sh", "-c", "echo $E2E_PLAIN $E2E_SECRET"
     )
     assert environment.split() == ["seen", SECRET_VARIABLE]
+
+
+async def variables(house: House, shop: Shop) -> dict[str, str]:
+    script = "import json, os; print(json.dumps(dict(os.environ)))"
+    odoo = f"deployerp-{shop.id}-odoo-blue"
+    printed = await world.output_of(
+        "docker", "exec", house.node, "docker", "exec", odoo, "python3", "-c", script
+    )
+    return {name: value for name, value in json.loads(printed).items() if name in AWKWARD_VARIABLES}
+
+
+@pytest.mark.fault("27")
+async def test_variables_reach_each_container_of_odoo_byte_for_byte(
+    plane: Plane, house: House, shop: Shop
+) -> None:
+    """Case R02: as they were given, also after a restart and in another container."""
+    assert await variables(house, shop) == AWKWARD_VARIABLES
+    await plane.act("instances", shop.id, "restart")
+    assert await variables(house, shop) == AWKWARD_VARIABLES
+    odoo = f"deployerp-{shop.id}-odoo-blue"
+    await world.output_of("docker", "exec", house.node, "docker", "rm", "--force", odoo)
+    await plane.act("instances", shop.id, "restart")
+    assert await variables(house, shop) == AWKWARD_VARIABLES
+    async with browsing(shop.url) as browser:
+        assert await browser.shows_login()
 
 
 async def test_an_instance_is_removed_though_somebody_stopped_the_proxy(

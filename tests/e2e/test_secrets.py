@@ -21,6 +21,7 @@ from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 from tests.e2e import world
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import SECRET_VARIABLE, Plane
+from tests.variables import AWKWARD_MARK
 
 TOLD = (Event, Operation, OperationStep, WebhookDelivery, WebhookAttempt)
 YOUNG = 50
@@ -79,6 +80,7 @@ async def secrets_of(plane: Plane) -> dict[str, str]:
         "the token's secret part": plane.client.token.rpartition("_")[2],
         "webhook secret": plane.receiver.secret.removeprefix("whsec_"),
         "variable": SECRET_VARIABLE,
+        "variable of many lines": AWKWARD_MARK,
         "encryption key": plane.settings.encryption_keys[0].get_secret_value(),
     }
     found |= {f"shown password {number}": secret for number, secret in enumerate(plane.secrets)}

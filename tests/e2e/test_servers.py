@@ -4,6 +4,7 @@ import asyncio
 import time
 import uuid
 
+import pytest
 from sqlalchemy import update
 from sqlmodel import col
 
@@ -16,18 +17,27 @@ from tests.e2e.plane import Browser, Plane, browsing
 WHERE = ("address", "sshPort", "httpPort", "httpsPort", "hostKey", "status")
 
 
+@pytest.mark.fault("7")
 async def test_a_server_keeps_its_place_and_its_instances(plane: Plane, house: House, shop: Shop) -> None:
     server = await plane.get(f"/v1/servers/{house.id}")
+    shop_path = f"/v1/instances/{shop.id}"
     async with browsing(shop.url) as browser:
         await plane.act("servers", house.id, "stop")
         assert (await plane.get(f"/v1/servers/{house.id}"))["status"] == "stopped"
+        assert (await plane.get(shop_path))["status"] == "stopped"
+        for method, path, body in (
+            ("DELETE", shop_path, None),
+            ("POST", f"{shop_path}/actions", {"action": "start"}),
+        ):
+            refused = await plane.client.call(method, path, body, status=409)
+            assert "is stopped" in refused["error"]["message"]
         assert (await browser.get("/web/login"))[0] == 0
         assert await world.output_of("docker", "inspect", "-f", "{{.State.Running}}", house.node) == "false\n"
 
-        await plane.act("servers", house.id, "start")
-        await until_login(browser)
-        await plane.act("servers", house.id, "restart")
-        await until_login(browser)
+        for action in ("start", "restart"):
+            await plane.act("servers", house.id, action)
+            assert (await plane.get(shop_path))["status"] == "running"
+            assert await browser.shows_login()
     again = await plane.get(f"/v1/servers/{house.id}")
     assert {name: again[name] for name in WHERE} == {name: server[name] for name in WHERE}
     assert (await plane.get(f"/v1/instances/{shop.id}"))["url"] == shop.url
@@ -35,11 +45,46 @@ async def test_a_server_keeps_its_place_and_its_instances(plane: Plane, house: H
 
 
 async def until_login(browser: Browser, seconds: float = 30) -> None:
-    """Nobody starts the instance: it comes back by itself."""
+    """The instance is there again, or comes back by itself."""
     deadline = time.monotonic() + seconds
     while not await browser.shows_login():
         assert time.monotonic() < deadline, f"no login page after {seconds} s"
         await asyncio.sleep(0.2)
+
+
+@pytest.mark.fault("9")
+async def test_a_restart_rebuilds_a_lost_proxy_for_all_instances(
+    plane: Plane, house: House, shop: Shop
+) -> None:
+    other, _ = await plane.deploy(house.id)
+    lose = "docker rm --force deployerp-caddy && docker volume rm deployerp-caddy-config deployerp-caddy-data"
+    await world.output_of("docker", "exec", house.node, "sh", "-c", lose)
+    await plane.act("servers", house.id, "restart")
+    for url in (shop.url, other["url"]):
+        async with browsing(url) as browser:
+            await until_login(browser)
+    await plane.delete("instances", other["id"])
+
+
+@pytest.mark.fault("27")
+async def test_a_restart_names_who_holds_the_port_of_the_proxy(
+    plane: Plane, house: House, shop: Shop
+) -> None:
+    """Case B01: somebody else's container has port 80 of the server."""
+    hold = (
+        "docker stop deployerp-caddy && docker run --detach --restart always --name squatter --publish 80:80"
+        f" --entrypoint sleep {plane.settings.caddy_image} 1d"
+    )
+    await world.output_of("docker", "exec", house.node, "sh", "-c", hold)
+    begun = await plane.begin("POST", f"/v1/servers/{house.id}/actions", {"action": "restart"})
+    operation = await plane.ended(begun["operation"]["id"], "failed", seconds=60)
+    assert operation["errorCode"] == "port_in_use"
+    assert "port 80 of the server is held by container squatter" in operation["errorMessage"]
+    assert (await plane.get(f"/v1/servers/{house.id}"))["status"] == "running"
+    await world.output_of("docker", "exec", house.node, "docker", "rm", "--force", "squatter")
+    await plane.do("POST", f"/v1/operations/{operation['id']}/retry")
+    async with browsing(shop.url) as browser:
+        await until_login(browser)
 
 
 async def test_a_new_control_plane_finds_its_servers_again(plane: Plane, house: House, shop: Shop) -> None:
@@ -54,25 +99,52 @@ async def test_a_new_control_plane_finds_its_servers_again(plane: Plane, house: 
         assert await browser.shows_login()
 
 
-async def test_force_deletes_a_server_that_was_removed_behind_our_back(plane: Plane) -> None:
+@pytest.mark.fault("27")
+async def test_a_server_that_was_removed_behind_our_back_is_told_and_forgotten(plane: Plane) -> None:
+    """Case B11: without force it is said that the machine is gone; with force it is forgotten."""
     server, _ = await plane.provision()
     server_id, path = server["id"], f"/v1/servers/{server['id']}"
-    plane.faults.fail("pull_images", when="before")
-    instance = await plane.begin("POST", "/v1/instances", plane.instance_body(server_id))
-    await plane.ended(instance["operation"]["id"], "failed")
+    instances = []
+    for _ in range(2):
+        plane.faults.fail("pull_images", when="before")
+        instance = await plane.begin("POST", "/v1/instances", plane.instance_body(server_id))
+        await plane.ended(instance["operation"]["id"], "failed")
+        instances.append(instance["id"])
     assert len(await world.remove_servers([server_id])) == 2
 
-    # Without force, nothing is forgotten as long as the server may only be out of reach.
     refused = await plane.client.call("DELETE", path, status=409)
-    assert refused["error"]["details"] == {"instances": 1}
-    operation = await plane.do("DELETE", f"/v1/instances/{instance['id']}", state="failed")
-    assert operation["errorCode"] == "host_unreachable"
+    assert refused["error"]["details"] == {"instances": 2}
+    # In the first minute, and not after ten of tries.
+    for begin in (
+        ("DELETE", f"/v1/instances/{instances[0]}"),
+        ("POST", f"{path}/actions", {"action": "stop"}),
+    ):
+        failed = (await plane.begin(*begin))["operation"]["id"]
+        operation = await plane.ended(failed, "failed", seconds=30)
+        assert operation["errorCode"] == "node_gone"
+        assert "removed outside deployERP" in operation["errorMessage"]
+    assert (await plane.get(f"/v1/instances/{instances[0]}"))["status"] == "failed"
+    assert (await plane.get(path))["status"] == "failed"
 
-    await plane.do("DELETE", f"{path}?force=true")
-    for gone in (path, f"/v1/instances/{instance['id']}"):
+    operation = await plane.do("DELETE", f"/v1/instances/{instances[0]}?force=true")
+    assert "removed outside deployERP" in operation["steps"][0]["detail"]
+    operation = await plane.do("DELETE", f"{path}?force=true")
+    assert "did not have machine" in operation["steps"][0]["detail"]
+    for gone in (path, *(f"/v1/instances/{each}" for each in instances)):
         await plane.client.call("GET", gone, status=404)
     await plane.await_webhooks(server_id, ["server.deleted"])
-    await plane.await_webhooks(instance["id"], ["instance.deleted"])
+    await plane.await_webhooks(instances[1], ["instance.deleted"])
+
+
+@pytest.mark.fault("27")
+async def test_an_empty_server_that_was_removed_behind_our_back_is_deleted_without_force(
+    plane: Plane,
+) -> None:
+    server, _ = await plane.provision()
+    await world.remove_servers([server["id"]])
+    operation = await plane.do("DELETE", f"/v1/servers/{server['id']}")
+    assert "did not have machine" in operation["steps"][0]["detail"]
+    await plane.client.call("GET", f"/v1/servers/{server['id']}", status=404)
 
 
 async def test_force_forgets_a_server_whose_provider_refuses(plane: Plane) -> None:
@@ -108,7 +180,7 @@ async def test_force_takes_over_from_an_operation_that_hangs(plane: Plane) -> No
 
     # It never answers: the operation waits for it for a quarter of an hour.
     plane.faults.do("wait_for_ssh", freeze)
-    await plane.until_step(server["operation"]["id"], "wait_for_ssh", "does not answer")
+    await plane.until_step(server["operation"]["id"], "wait_for_ssh", "says nothing")
     refused = await plane.client.call("DELETE", path, status=409)
     assert refused["error"]["code"] == "operation_in_progress"
 

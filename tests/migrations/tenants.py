@@ -18,18 +18,19 @@ from deployerp.domain.database import SessionFactory, metadata
 from deployerp.domain.events import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.operations import Operation, OperationHold, OperationStep
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.servers import Server
+from deployerp.domain.set_password_tokens import SetPasswordToken
 from deployerp.domain.users import Identity, Member, User
 from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.domain.webhook_endpoints import WebhookEndpoint
 
 # What no request of a tenant has any business with.
-CLOSED = {"identities", "rate_windows", "refresh_tokens"}
+CLOSED = {"identities", "installations", "rate_windows", "refresh_tokens", "set_password_tokens"}
 VISIBLE = sorted(set(metadata.tables) - CLOSED)
 
 
@@ -52,7 +53,7 @@ def records_of(organization: Organization) -> list[SQLModel]:
     """In the order in which they can be written; the audit log writes its own."""
     own = {"organization_id": organization.id}
     name = organization.slug
-    user = User(email=f"{name}@example.com", name=name)
+    user = User(email=f"{name}@example.com", email_verified_at=utc_now(), name=name)
     provider = Provider(name=name, kind="docker", sealed_credentials="sealed", **own)
     server = Server(provider_id=provider.id, name=name, size="small", **own)
     instance = Instance(
@@ -80,12 +81,20 @@ def records_of(organization: Organization) -> list[SQLModel]:
         Member(user_id=user.id, role="owner", **own),
         Identity(user_id=user.id, issuer="https://issuer.example", subject=name),
         RefreshToken(family_id=new_id(), user_id=user.id, token_digest=name, expires_at=utc_now(), **own),
+        SetPasswordToken(user_id=user.id, token_digest=name, expires_at=utc_now(), **own),
         RateWindow(subject=name, seconds=60, started_at=utc_now(), spent=1),
         new_api_key(organization.id, name, "admin")[0],
         provider,
         server,
         instance,
         operation,
+        OperationHold(
+            operation_id=operation.id,
+            resource_type="server",
+            resource_id=server.id,
+            status_before="pending",
+            **own,
+        ),
         OperationStep(operation_id=operation.id, position=1, name="first", started_at=utc_now()),
         event,
         endpoint,

@@ -8,7 +8,7 @@ import json
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from deployerp import embedded
 from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
 from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
-from deployerp.domain.messages import EndpointOrder, TurnResult
+from deployerp.domain.messages import EndpointOrder, TurnResult, queue_for
 from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
     Play,
@@ -89,9 +89,11 @@ def _deletions(resource_type: ResourceType, step: str) -> list[Scenario]:
     ]
 
 
-def _deliveries(name: str, *turns: TurnResult, **options: Any) -> Scenario:
+def _deliveries(name: str, *turns: TurnResult, failing: bool = False, **options: Any) -> Scenario:
+    """The first run: where it goes on among endpoints of the other kind is its end."""
+    arguments = (replace(_ENDPOINT, failing=failing), 0, None)
     return Scenario(
-        name, "DeliverWebhooks", (_ENDPOINT,), plays={"send_due": gives(*turns)}, begin_with="wake", **options
+        name, "DeliverWebhooks", arguments, plays={"send_due": gives(*turns)}, begin_with="wake", **options
     )
 
 
@@ -109,18 +111,26 @@ ON_TIME = [
     _operation(
         "cancelled", "instance", "restart", plays={"start_odoo": until_cancelled}, cancel_during="start_odoo"
     ),
-    Scenario("succeeded", "Sweep"),
+    Scenario(
+        "cancelled", "KeepSweeping", plays={"keep_sweeping": until_cancelled}, cancel_during="keep_sweeping"
+    ),
     # A rest there ends by a signal and not by itself.
     _deliveries("woken", TurnResult(0, 3600), TurnResult(0, None), rouse_with="wake"),
+    _deliveries(
+        "changed_while_left_alone",
+        TurnResult(10, 3600, paused=True), TurnResult(0, None), failing=True, rouse_with="changed",
+    ),
 ]  # fmt: skip
 # On the one that skips time.
 SKIPPING = [
     _deliveries("succeeded", TurnResult(0, None)),
     _deliveries("several_turns", TurnResult(0, 0), TurnResult(1, 0), TurnResult(0, None)),
-    _deliveries("rested", TurnResult(1, 7200), TurnResult(2, 36_000), TurnResult(0, None)),
+    _deliveries("rested", TurnResult(0, 7200), TurnResult(0, 36_000), TurnResult(0, None)),
+    _deliveries("began_to_fail", TurnResult(1, 7200), TurnResult(0, None)),
+    _deliveries("works_again", TurnResult(1, 7200), TurnResult(0, 60), TurnResult(0, None), failing=True),
     _deliveries(
         "left_alone",
-        TurnResult(10, 5, paused=True), TurnResult(11, 10, paused=True), TurnResult(0, None),
+        TurnResult(10, 5, paused=True), TurnResult(11, 10, paused=True), TurnResult(0, None), failing=True,
     ),
 ]  # fmt: skip
 
@@ -129,14 +139,16 @@ async def record(client: Client, scenario: Scenario) -> str:
     """The history of a run of the scenario, as JSON without what tells of this machine."""
     stand_ins = StandIns(scenario.plays)
     queue = f"{_QUEUE}-{scenario.workflow}-{scenario.name}"
+    begins_at = queue_for(queue, failing=scenario.arguments[0].failing) if scenario.begin_with else queue
     async with working(client, stand_ins, queue):
         handle: WorkflowHandle[Any, Any] = await client.start_workflow(
             scenario.workflow,
             args=scenario.arguments,
             id=f"{scenario.workflow}-{scenario.name}",
-            task_queue=queue,
+            task_queue=begins_at,
             start_signal=scenario.begin_with,
         )
+        first = client.get_workflow_handle(handle.id, run_id=(await handle.describe()).run_id)
         if scenario.rouse_with:
             await _until_it_rests(handle)
             await handle.signal(scenario.rouse_with)
@@ -145,7 +157,7 @@ async def record(client: Client, scenario: Scenario) -> str:
             await handle.cancel()
         with suppress(WorkflowFailureError):
             await handle.result()
-    history = json.loads((await handle.fetch_history()).to_json())
+    history = json.loads((await first.fetch_history()).to_json())
     return json.dumps(_anonymous(history), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -6,7 +6,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -18,15 +18,23 @@ from temporalio.worker import Worker
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.interceptor import ActivityInterceptor
 from deployerp.activities.operations import OperationActivities
-from deployerp.activities.records import Records
+from deployerp.activities.records import Records, StepFailure
+from deployerp.activities.server_instances import ServerInstanceActivities
 from deployerp.activities.servers import ServerActivities
 from deployerp.activities.webhook_deliveries import WebhookActivities
 from deployerp.domain.lifecycles import ResourceType
-from deployerp.domain.messages import OperationEnd, OperationOrder, SweepReport, TurnResult
+from deployerp.domain.messages import OperationEnd, OperationOrder, TurnResult, queue_for, workflow_id
 from deployerp.domain.steps import STEPS
 from deployerp.worker import WORKFLOWS, activities_of
 
-GROUPS = (Records, OperationActivities, ServerActivities, InstanceActivities, WebhookActivities)
+GROUPS = (
+    Records,
+    OperationActivities,
+    ServerActivities,
+    ServerInstanceActivities,
+    InstanceActivities,
+    WebhookActivities,
+)
 REAL = {real.__name__: real for group in GROUPS for real in activities_of(group)}
 
 Play = Callable[[int], Awaitable[Any]]
@@ -35,7 +43,6 @@ Play = Callable[[int], Awaitable[Any]]
 _RESULTS: dict[str, Any] = {
     "claim_operation": True,
     "send_due": TurnResult(failures=0, wait=None),
-    "sweep": SweepReport(),
 }
 _BEAT_SECONDS = 0.05
 
@@ -76,7 +83,7 @@ class StandIns:
             self.calls.append(name)
             self._reached[name].set()
             if name in self.plays:
-                result = await self.plays[name](activity.info().attempt)
+                result = await self.plays[name](self.calls.count(name))
             else:
                 result = _RESULTS.get(name)
             # Only an end that was not interrupted has been written.
@@ -90,14 +97,21 @@ class StandIns:
 
     # What the interceptor asks of `Records`.
 
-    async def begin_step(self, operation_id: str, name: str, attempt: int) -> None:
+    async def begin_step(self, operation_id: str, name: str) -> int:
         self.steps[name].append("running")
+        return self.steps[name].count("running")
+
+    async def renew_step(self, operation_id: str, name: str) -> None:
+        pass
 
     async def detail_step(self, operation_id: str, name: str, detail: str) -> None:
         pass
 
-    async def end_step(self, operation_id: str, name: str, state: str, detail: str | None = None) -> None:
-        self.steps[name].append(f"{state}: {detail}" if detail else state)
+    async def end_step(self, operation_id: str, name: str, detail: str | None = None) -> None:
+        self.steps[name].append("succeeded")
+
+    async def fail_step(self, operation_id: str, name: str, failure: StepFailure) -> None:
+        self.steps[name].append(f"failed: {failure.message}")
 
 
 def fails(error: Exception, times: int | None = None) -> Play:
@@ -142,16 +156,20 @@ async def working(
     client: Client, stand_ins: StandIns, task_queue: str, workflows: Sequence[type] = WORKFLOWS
 ) -> AsyncIterator[None]:
     """Our workflows and interceptor at work, with stand-ins for what they do."""
-    async with Worker(
-        client,
-        task_queue=task_queue,
-        workflows=workflows,
-        activities=stand_ins.activities(),
-        interceptors=[ActivityInterceptor(stand_ins)],  # type: ignore[arg-type]
-        identity="worker",
-        max_heartbeat_throttle_interval=timedelta(seconds=_BEAT_SECONDS),
-        default_heartbeat_throttle_interval=timedelta(seconds=_BEAT_SECONDS),
-    ):
+    async with AsyncExitStack() as workers:
+        # Deliveries to endpoints that fail go on at the second.
+        for queue in (task_queue, queue_for(task_queue, failing=True)):
+            worker = Worker(
+                client,
+                task_queue=queue,
+                workflows=workflows,
+                activities=stand_ins.activities(),
+                interceptors=[ActivityInterceptor(stand_ins)],  # type: ignore[arg-type]
+                identity="worker",
+                max_heartbeat_throttle_interval=timedelta(seconds=_BEAT_SECONDS),
+                default_heartbeat_throttle_interval=timedelta(seconds=_BEAT_SECONDS),
+            )
+            await workers.enter_async_context(worker)
         yield
 
 
@@ -159,13 +177,17 @@ def order_for(
     resource_type: ResourceType, action: str, *, force: bool = False, number: int = 1
 ) -> OperationOrder:
     """An order whose ids are the same at every recording."""
+    operation_id = f"00000000-0000-7000-8000-{number:012}"
     return OperationOrder(
-        operation_id=f"00000000-0000-7000-8000-{number:012}",
+        operation_id=operation_id,
         organization_id="00000000-0000-7000-8000-00000000000a",
         resource_type=resource_type,
         resource_id="00000000-0000-7000-8000-00000000000b",
         action=action,
         force=force,
+        workflow_id=workflow_id(resource_type, action, "acme", operation_id),
+        resource_name="Acme",
+        resource_slug="acme",
     )
 
 

@@ -1,0 +1,43 @@
+"""The workers as they run: whatever comes and goes, one workflow sweeps."""
+
+import asyncio
+
+import pytest
+from temporalio.client import WorkflowExecution
+
+from deployerp.domain.settings import Settings
+from deployerp.drivers.temporal import Temporal
+from deployerp.worker import open_worker
+from tests.conftest import Fleet, free_port, new_client, open_api
+
+
+@pytest.mark.fault("16")
+async def test_one_workflow_sweeps_for_all_workers_that_come_and_go(settings: Settings, fleet: Fleet) -> None:
+    fast = settings.model_copy(update={"sweep_seconds": 0.1})
+    unreached = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
+    async with open_api(unreached, settled=False) as http:
+        offline = Fleet(await new_client(http, unreached), fleet.records)
+        for worker in ("first", "second"):
+            async with open_worker(fast):
+                await until_begun(offline, await offline.begin_server(worker))
+    temporal = await Temporal.open(settings)
+    swept = [each async for each in temporal.client.list_workflows(_of_sweeps(settings))]
+    assert [each.id for each in swept] == [f"{settings.temporal_task_queue}-sweep"]
+    assert await events_of(temporal, swept[0]) < 40
+
+
+async def until_begun(fleet: Fleet, begun: dict) -> None:
+    """Waits for an operation that only a sweep can start."""
+    async with asyncio.timeout(30):
+        path = f"/v1/operations/{begun['operation']['id']}"
+        while (await fleet.client.data("GET", path))["startedAt"] is None:
+            await asyncio.sleep(0.1)
+
+
+def _of_sweeps(settings: Settings) -> str:
+    return f"TaskQueue = '{settings.temporal_task_queue}' AND WorkflowType IN ('Sweep', 'KeepSweeping')"
+
+
+async def events_of(temporal: Temporal, execution: WorkflowExecution) -> int:
+    history = await temporal.client.get_workflow_handle(execution.id).fetch_history()
+    return len(history.events)
