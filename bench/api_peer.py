@@ -17,7 +17,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
-from deployerp.domain.messages import OperationOrder
+from deployerp.domain.messages import OperationOrder, workflow_id
 from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 
@@ -45,8 +45,8 @@ INSERT_INSTANCE = """
 """
 INSERT_OPERATION = """
     INSERT INTO operations (id, created_at, updated_at, organization_id, resource_type, resource_id, action,
-        force, state, requested_by)
-    VALUES ($1, $2, $2, $3, 'instance', $4, 'deploy', false, 'pending', $3)
+        workflow_id, resource_name, resource_slug, force, state, requested_by)
+    VALUES ($1, $2, $2, $3, 'instance', $4, 'deploy', $5, $6, $7, false, 'pending', $3)
 """
 RAISE_HEAD = """
     INSERT INTO audit_heads (organization_id, sequence, hash) VALUES ($1, 1, $2)
@@ -134,7 +134,10 @@ async def create_instance(
             ),
             *(body.odoo_version, f"{body.slug}.localhost", _SEALED),
         )
-        await connection.execute(INSERT_OPERATION, operation_id, now, organization_id, instance_id)
+        await connection.execute(
+            *(INSERT_OPERATION, operation_id, now, organization_id, instance_id),
+            *(workflow_id("instance", "deploy", body.slug, str(operation_id)), body.name, body.slug),
+        )
         sequence = await connection.fetchval(RAISE_HEAD, organization_id, seal)
         await connection.execute(
             *(INSERT_ENTRY, uuid7(), now, organization_id, sequence, instance_id, operation_id),
@@ -142,7 +145,14 @@ async def create_instance(
         )
     if start:
         order = OperationOrder(
-            str(operation_id), str(organization_id), "instance", str(instance_id), "deploy"
+            str(operation_id),
+            str(organization_id),
+            "instance",
+            str(instance_id),
+            "deploy",
+            workflow_id=workflow_id("instance", "deploy", body.slug, str(operation_id)),
+            resource_name=body.name,
+            resource_slug=body.slug,
         )
         _start_workflow(request.app, order)
     return _answer(dict(instance), 202)

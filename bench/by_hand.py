@@ -89,7 +89,8 @@ class ByHand:
     def __post_init__(self) -> None:
         name = f"by-hand-{uuid4().hex[:8]}"
         volumes = Volumes(f"{name}-pgdata", f"{name}-filestore")
-        self.parts = Parts(name, {"bench.by-hand": name}, self.images, volumes)
+        capacity = odoo.CAPACITIES["development"]
+        self.parts = Parts(name, {"bench.by-hand": name}, self.images, volumes, capacity)
         self.hostname = f"{name}.localhost"
 
     async def deploy(self) -> None:
@@ -113,8 +114,9 @@ class ByHand:
             await self._psql("postgres", odoo.set_passwords_sql(passwords[0]))
             await self._psql(odoo.DATABASE, odoo.personalise_sql(passwords[1], f"http://{self.hostname}"))
         async with self._step("start_odoo"):
-            capacity = odoo.CAPACITIES["development"]
-            await self._create(parts.odoo_spec(odoo.Configuration(capacity, passwords[0], passwords[2])))
+            await self._create(
+                parts.odoo_spec(odoo.Configuration(parts.capacity, passwords[0], passwords[2]))
+            )
             await self._type("docker", "start", parts.odoo)
         async with self._step("wait_for_odoo"):
             address = await self._type("docker", "inspect", "--format", _ADDRESS, parts.odoo)

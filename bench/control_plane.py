@@ -66,8 +66,9 @@ async def _is_ready(session: aiohttp.ClientSession, base: str) -> bool:
 
 async def _new_key(home: Path) -> str:
     made = await asyncio.create_subprocess_exec(
-        *_COMMAND, "keys", "create", "--organization=bench", f"--home={home}", stdout=asyncio.subprocess.PIPE
-    )
+        *_COMMAND, "keys", "create", "--organization=bench", "--create", f"--home={home}",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
     output, _ = await made.communicate()
     return output.decode().strip()
 

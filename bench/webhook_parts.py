@@ -104,6 +104,27 @@ class House:
             ]
             session.add_all(self.endpoints)
 
+    async def listen_to_nobody(self, endpoints: int) -> None:
+        """Takes in addition endpoints whose receivers refuse connections."""
+        failing = [
+            WebhookEndpoint(
+                organization_id=self.organization_id,
+                url=f"http://127.0.0.1:{embedded.Ports.free().api}/hook",
+                types=["*"],
+                sealed_secret=self.vault.seal(new_webhook_secret()),
+            )
+            for _ in range(endpoints)
+        ]
+        async with self.sessions() as session, session.begin():
+            session.add_all(failing)
+        self.endpoints.extend(failing)
+
+    async def want_nothing_more(self) -> None:
+        """Has all endpoints but the first keep to the events that they have."""
+        async with self.sessions() as session, session.begin():
+            for each in self.endpoints[1:]:
+                (await session.get_one(WebhookEndpoint, each.id)).types = ["server.deleted"]
+
     async def write(self, events: int) -> tuple[list[EndpointOrder], float]:
         """Writes events in one transaction; whom to wake, and when it was committed."""
         instance = Instance(
@@ -132,7 +153,7 @@ async def house_of(home: Path) -> AsyncIterator[House]:
         settings = embedded.embedded_settings(home, ports).model_copy(
             update={
                 "database_url": database.url,
-                "webhook_allowed_networks": [IPv4Network("127.0.0.0/8")],
+                "allowed_networks": [IPv4Network("127.0.0.0/8")],
             }
         )
         await asyncio.to_thread(alembic.upgrade, configuration(database.url), "head")

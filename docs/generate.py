@@ -31,6 +31,7 @@ from deployerp.domain.lifecycles import (
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, PERMISSIONS, ROLE_PERMISSIONS
 from deployerp.domain.settings import Settings
 from deployerp.domain.steps import STEPS
+from deployerp.drivers.cloud import credential_fields, provider_kinds
 
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -117,6 +118,22 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return str(schema.get("format", schema["type"]))
 
 
+def credentials() -> str:
+    """What each kind of provider asks for."""
+    return table(
+        ("Kind", "Field", "Required", "Secret", "Meaning"),
+        (
+            (f"`{kind}`", f"`{field.name}`", _yes(field.required), _yes(field.secret), field.meaning)
+            for kind in provider_kinds()
+            for field in credential_fields(kind)
+        ),
+    )
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
 def steps() -> str:
     return table(("Step", "Title"), ((f"`{name}`", title) for name, title in STEPS.items()))
 
@@ -173,7 +190,8 @@ def diagram(lifecycle: Lifecycle) -> str:
     arrows = [f"[*] --> {first}"]
     for action in lifecycle.actions.values():
         arrows += [f"{state} --> {action.transitional}: {action.name}" for state in action.from_states]
-        arrows += [f"{action.transitional} --> {action.end}", f"{action.transitional} --> {FAILED}"]
+        left = (FAILED,) if action.on_failure == "failed" else action.from_states
+        arrows += [f"{action.transitional} --> {state}" for state in (action.end, *left)]
     arrows.append("deleted --> [*]")
     return (
         "```mermaid\nstateDiagram-v2\n"
@@ -197,6 +215,7 @@ PARTS: dict[str, Callable[[], str]] = {
         events,
         event_data,
         permissions,
+        credentials,
         steps,
         actions,
         server_states,
