@@ -24,8 +24,8 @@ from control_plane import spread
 from rich.console import Console
 from rich.table import Table
 
-from deployerp.domain import logs
-from deployerp.domain.errors import DeployError
+from deployerp.core import logging
+from deployerp.core.errors import DeployError
 
 _SECONDS = 1800
 # When others keep more cores busy than this, it is not the API that is measured.
@@ -217,7 +217,7 @@ async def figures_of(home: Path, cases: Sequence[Case], extent: Extent) -> dict[
 
 def main() -> int:
     given = _arguments()
-    logs.configure("WARNING")
+    logging.configure("WARNING")
     extent = QUICK if given.quick else FULL
     cases = [case for case in CASES if given.only is None or case.name in given.only]
     with tempfile.TemporaryDirectory(prefix="deployerp-bench-") as folder:

@@ -10,7 +10,7 @@ import orjson
 from api_fleet import Crowd, Fleet, Tenant
 from api_load import CONNECTIONS, UNIQUE, once
 
-from deployerp.domain.errors import Unavailable
+from deployerp.core.errors import Unavailable
 
 Side = Literal["deployerp", "bare"]
 Query = dict[str, Any]

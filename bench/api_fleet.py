@@ -7,12 +7,12 @@ from uuid import UUID
 
 import asyncpg
 
+from deployerp.core.errors import Unavailable
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import open_database, session_factory
 from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.errors import Unavailable
 from deployerp.domain.plans import PLAN_LIMITS
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
 
 _SEED = Path(__file__).with_name("api_fleet.sql")
 # So many of an organization's instances are asked for, one by one or by name.

@@ -19,7 +19,7 @@ from uuid import uuid4
 
 import uvloop
 
-from deployerp.domain.errors import Unavailable
+from deployerp.core.errors import Unavailable
 
 CONNECTIONS = 8
 # Where a request has this, each that is sent has something else of the same length.

@@ -20,9 +20,9 @@ from api_load import Load, child, cpu_seconds, machine_seconds, once, run
 from control_plane import percentile, running
 from temporalio.client import Client
 
-from deployerp import embedded
-from deployerp.domain.errors import Unavailable
-from deployerp.domain.settings import Settings
+from deployerp.core.errors import Unavailable
+from deployerp.core.settings import Settings
+from deployerp.embedded import control_plane
 from deployerp.migrations import configuration
 
 _READY_SECONDS = 60
@@ -117,18 +117,20 @@ class Parts:
 @asynccontextmanager
 async def parts(home: Path, size: api_fleet.Size) -> AsyncIterator[Parts]:
     """Runs them all for as long as the block lasts; no worker is among them. Raises `Unavailable`."""
-    ports, bare_port = embedded.Ports.free(), embedded.Ports.free().api
+    ports, bare_port = control_plane.Ports.free(), control_plane.Ports.free().api
     async with postgres.cluster(home / "postgres") as database:
-        settings = embedded.embedded_settings(home, ports).model_copy(update={"database_url": database.url})
+        settings = control_plane.embedded_settings(home, ports).model_copy(
+            update={"database_url": database.url}
+        )
         await asyncio.to_thread(alembic.upgrade, configuration(database.url), "head")
         began = time.monotonic()
         fleet = await api_fleet.seed(database.dsn, settings, size, CREATORS)
         seconds = time.monotonic() - began
-        environment = embedded.environment_of(settings)
+        environment = control_plane.environment_of(settings)
         # Whose workflows they are is told by the queue.
         bare_environment = environment | {"DEPLOYERP_TEMPORAL_TASK_QUEUE": "bare"}
         async with (
-            embedded.services(settings, ports),
+            control_plane.services(settings, ports),
             running(home, "serve", environment=environment) as api,
             _bare(home, database.dsn, bare_port, bare_environment) as bare,
         ):

@@ -17,8 +17,8 @@ from fastapi import FastAPI, Request, Response
 from pydantic import BaseModel
 from uuid_utils.compat import uuid7
 
-from deployerp.domain.messages import OperationOrder, workflow_id
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.messages import OperationOrder, workflow_id
 from deployerp.drivers.temporal import Temporal
 
 PER_PAGE = 20

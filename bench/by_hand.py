@@ -10,11 +10,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from uuid import uuid4
 
-from deployerp.activities.instance_parts import Images, Parts, Volumes
-from deployerp.domain.errors import CommandFailed
-from deployerp.domain.secrets import new_password
-from deployerp.drivers import caddy, odoo
-from deployerp.drivers.containers import ContainerSpec, archive
+from deployerp.activities.steps.instance_parts import Images, Parts, Volumes
+from deployerp.core.errors import CommandFailed
+from deployerp.core.secrets import new_password
+from deployerp.drivers import caddy
+from deployerp.drivers.engine.containers import ContainerSpec, archive
+from deployerp.drivers.odoo import odoo
 
 # The interval is that of the control plane, and the loop runs on the server: nothing is faster by hand.
 _UNTIL_OPEN = """

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import aiohttp
 
-from deployerp.demo import Api
-from deployerp.domain.errors import Unavailable
+from deployerp.core.errors import Unavailable
+from deployerp.embedded.demo import Api
 
 _COMMAND = (sys.executable, "-m", "deployerp.cli")
 _READY_SECONDS = 60

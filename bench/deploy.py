@@ -21,11 +21,11 @@ from control_plane import client_of, running, spread
 from rich.console import Console
 from rich.table import Table
 
-from deployerp import embedded
-from deployerp.activities.instance_parts import Images
-from deployerp.demo import Api
-from deployerp.domain.errors import DeployError
-from deployerp.drivers.engine import Engine
+from deployerp.activities.steps.instance_parts import Images
+from deployerp.core.errors import DeployError
+from deployerp.drivers.engine.engine import Engine
+from deployerp.embedded import control_plane
+from deployerp.embedded.demo import Api
 
 ROUNDS = 3
 _VERSION = "19.0"
@@ -161,11 +161,11 @@ def show(figures: dict[str, Any]) -> None:
 
 async def main() -> int:
     with tempfile.TemporaryDirectory(prefix="deployerp-bench-") as folder:
-        home, ports = Path(folder), embedded.Ports.free()
-        settings = embedded.embedded_settings(home, ports)
+        home, ports = Path(folder), control_plane.Ports.free()
+        settings = control_plane.embedded_settings(home, ports)
         # Locks and scratch of images are shared with every other control plane of this checkout.
         shared = settings.model_copy(update={"home": _SHARED})
-        await embedded.provide_images(shared, _CONSOLE.print)
+        await control_plane.provide_images(shared, _CONSOLE.print)
         images = Images(settings.postgres_image, settings.odoo_image_for(_VERSION))
         options = [f"--home={home}", f"--port={ports.api}", f"--temporal-port={ports.temporal}"]
         options += [f"--ui-port={ports.temporal_ui}", f"--storage-port={ports.object_storage}"]

@@ -25,17 +25,17 @@ from temporalio import activity, workflow
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from deployerp import embedded
-from deployerp.activities.interceptor import ActivityInterceptor
 from deployerp.activities.records import Records
 from deployerp.activities.servers import ServerActivities
-from deployerp.demo import Api
-from deployerp.domain import logs
-from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.errors import DeployError
-from deployerp.domain.messages import OperationOrder
-from deployerp.domain.settings import Settings
+from deployerp.activities.steps.interceptor import ActivityInterceptor
+from deployerp.core import logging
+from deployerp.core.errors import DeployError
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import open_database, session_factory
+from deployerp.domain.operations.messages import OperationOrder
 from deployerp.drivers.temporal import Temporal
+from deployerp.embedded import control_plane
+from deployerp.embedded.demo import Api
 from deployerp.migrations import configuration
 from deployerp.worker import activities_of
 from deployerp.workflows.servers import WORKFLOWS
@@ -204,28 +204,28 @@ def _told(figures: dict[str, float]) -> str:
 
 
 async def measure(home: Path) -> dict[str, Any]:
-    ports = embedded.Ports.free()
-    settings = embedded.embedded_settings(home, ports)
+    ports = control_plane.Ports.free()
+    settings = control_plane.embedded_settings(home, ports)
     # Each part has a queue of its own: what the first leaves waiting must not hold up the second.
     first, second = (
         settings.model_copy(update={"temporal_task_queue": name}) for name in ("answers", "operations")
     )
-    async with embedded.services(settings, ports):
+    async with control_plane.services(settings, ports):
         await asyncio.to_thread(alembic.upgrade, configuration(settings.database_url), "head")
         async with (
-            running(home, "serve", environment=embedded.environment_of(first)) as process,
+            running(home, "serve", environment=control_plane.environment_of(first)) as process,
             client_of(home, ports.api, process) as api,
         ):
             answers, cpu = await answer_times(api, process.pid)
         async with (
-            running(home, "serve", environment=embedded.environment_of(second)) as process,
+            running(home, "serve", environment=control_plane.environment_of(second)) as process,
             client_of(home, ports.api, process) as api,
         ):
             return summary(answers, cpu, await operations(api, second))
 
 
 async def main() -> int:
-    logs.configure("WARNING")
+    logging.configure("WARNING")
     with tempfile.TemporaryDirectory(prefix="deployerp-bench-") as home:
         try:
             async with asyncio.timeout(_SECONDS):

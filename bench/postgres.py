@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployerp.domain.errors import Unavailable
+from deployerp.core.errors import Unavailable
 
 # Everything else is as it comes: what is committed is on the disk.
 _SETTINGS = {

@@ -17,17 +17,17 @@ from alembic import command as alembic
 from api_load import child, cpu_seconds
 from control_plane import running
 
-from deployerp import embedded
-from deployerp.domain.base import new_id
-from deployerp.domain.database import SessionFactory, open_database, session_factory
-from deployerp.domain.errors import Unavailable
-from deployerp.domain.event_log import write_event
+from deployerp.core.errors import Unavailable
+from deployerp.core.secrets import Vault
+from deployerp.database.base import new_id
+from deployerp.database.sessions import SessionFactory, open_database, session_factory
+from deployerp.domain.events.log import write_event
 from deployerp.domain.instances import Instance
-from deployerp.domain.messages import EndpointOrder
+from deployerp.domain.operations.messages import EndpointOrder
 from deployerp.domain.organizations import Organization
-from deployerp.domain.secrets import Vault
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint, new_webhook_secret
 from deployerp.drivers.temporal import Temporal
+from deployerp.embedded import control_plane
 from deployerp.migrations import configuration
 
 _READY_SECONDS = 60
@@ -109,7 +109,7 @@ class House:
         failing = [
             WebhookEndpoint(
                 organization_id=self.organization_id,
-                url=f"http://127.0.0.1:{embedded.Ports.free().api}/hook",
+                url=f"http://127.0.0.1:{control_plane.Ports.free().api}/hook",
                 types=["*"],
                 sealed_secret=self.vault.seal(new_webhook_secret()),
             )
@@ -148,9 +148,9 @@ class House:
 @asynccontextmanager
 async def house_of(home: Path) -> AsyncIterator[House]:
     """All that runs, for as long as the block lasts. Raises `Unavailable`."""
-    ports, receiver_port = embedded.Ports.free(), embedded.Ports.free().api
+    ports, receiver_port = control_plane.Ports.free(), control_plane.Ports.free().api
     async with postgres.cluster(home / "postgres") as database:
-        settings = embedded.embedded_settings(home, ports).model_copy(
+        settings = control_plane.embedded_settings(home, ports).model_copy(
             update={
                 "database_url": database.url,
                 "allowed_networks": [IPv4Network("127.0.0.0/8")],
@@ -159,9 +159,9 @@ async def house_of(home: Path) -> AsyncIterator[House]:
         await asyncio.to_thread(alembic.upgrade, configuration(database.url), "head")
         engine = open_database(database.url)
         async with (
-            embedded.services(settings, ports),
+            control_plane.services(settings, ports),
             _receiver(home, receiver_port) as receiver,
-            running(home, "worker", environment=embedded.environment_of(settings)) as worker,
+            running(home, "worker", environment=control_plane.environment_of(settings)) as worker,
         ):
             yield House(
                 sessions=session_factory(engine),

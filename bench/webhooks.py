@@ -25,8 +25,8 @@ from control_plane import percentile, spread
 from rich.console import Console
 from webhook_parts import House, house_of
 
-from deployerp.domain import logs
-from deployerp.domain.errors import DeployError, Unavailable
+from deployerp.core import logging
+from deployerp.core.errors import DeployError, Unavailable
 
 _SECONDS = 900
 _CONCURRENCY = 10
@@ -240,7 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="try it out; the figures mean little")
     extent = QUICK if parser.parse_args().quick else FULL
-    logs.configure("WARNING")
+    logging.configure("WARNING")
     with tempfile.TemporaryDirectory(prefix="deployerp-bench-") as folder:
         home = Path(folder)
         # PostgreSQL's user walks through it.

@@ -9,22 +9,23 @@ from typing import Any
 import structlog
 from temporalio.worker import Interceptor, Worker
 
-from deployerp.activities.hosts import Hosts
 from deployerp.activities.instances import InstanceActivities
-from deployerp.activities.interceptor import ActivityInterceptor
-from deployerp.activities.nodes import Nodes
-from deployerp.activities.operations import OperationActivities
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.activities.server_instances import ServerInstanceActivities
 from deployerp.activities.servers import ServerActivities
-from deployerp.activities.webhook_deliveries import WebhookActivities
-from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
-from deployerp.drivers.http import WebhookSender
-from deployerp.drivers.libcloud import LibcloudClouds
+from deployerp.activities.steps.hosts import Hosts
+from deployerp.activities.steps.interceptor import ActivityInterceptor
+from deployerp.activities.steps.nodes import Nodes
+from deployerp.activities.sweep import OperationActivities
+from deployerp.activities.webhooks.deliveries import WebhookActivities
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import open_database, session_factory
+from deployerp.domain import tables  # noqa: F401  (foreign keys find every table)
+from deployerp.drivers.clouds.libcloud import LibcloudClouds
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
+from deployerp.drivers.web.http import WebhookSender
 from deployerp.workflows import instances, servers, sweep, webhook_deliveries
 
 log = structlog.get_logger()

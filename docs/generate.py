@@ -17,21 +17,22 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
+import deployerp.core
 import deployerp.domain
 import deployerp.drivers
-from deployerp.domain.errors import DeployError, tree
-from deployerp.domain.event_types import EVENT_TYPES, EventType
-from deployerp.domain.lifecycles import (
+from deployerp.core.errors import DeployError, tree
+from deployerp.core.settings import Settings
+from deployerp.domain.events.types import EVENT_TYPES, EventType
+from deployerp.domain.operations.lifecycles import (
     FAILED,
     INSTANCE,
     LIFECYCLES,
     SERVER,
     Lifecycle,
 )
+from deployerp.domain.operations.steps import STEPS
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, PERMISSIONS, ROLE_PERMISSIONS
-from deployerp.domain.settings import Settings
-from deployerp.domain.steps import STEPS
-from deployerp.drivers.cloud import credential_fields, provider_kinds
+from deployerp.drivers.clouds.cloud import credential_fields, provider_kinds
 
 DOCS = Path(__file__).parent
 _PART = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -64,8 +65,8 @@ def errors() -> str:
 
 def error_classes() -> set[type[DeployError]]:
     """One class per code: the whole tree, also the leaves that drivers declare."""
-    for package in (deployerp.domain, deployerp.drivers):
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+    for package in (deployerp.core, deployerp.domain, deployerp.drivers):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             importlib.import_module(module.name)
     by_code: dict[str, type[DeployError]] = {}
     for error in tree():

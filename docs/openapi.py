@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from deployerp.api.app import create_app
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 
 DOCUMENT = Path(__file__).parent.parent / "openapi.json"
 

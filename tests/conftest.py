@@ -20,20 +20,20 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadScopeScheduling
 
-from deployerp import embedded
 from deployerp.activities.records import Records
 from deployerp.api.app import create_app, open_context
+from deployerp.core.errors import tree
+from deployerp.core.secrets import new_encryption_key
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory, open_database, session_factory
 from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.database import SessionFactory, open_database, session_factory
-from deployerp.domain.errors import tree
-from deployerp.domain.messages import OperationEnd, OperationOrder, Outcome
-from deployerp.domain.operations import Operation
+from deployerp.domain.operations.messages import OperationEnd, OperationOrder, Outcome
+from deployerp.domain.operations.operation import Operation
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level
 from deployerp.domain.plans import Plan
-from deployerp.domain.secrets import new_encryption_key
-from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
+from deployerp.embedded import control_plane
 from deployerp.migrations import configuration
 
 
@@ -134,9 +134,9 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 async def temporal_address(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
     """A real Temporal development server with our search attributes."""
-    ports = embedded.Ports.free()
-    settings = embedded.embedded_settings(tmp_path_factory.mktemp("temporal"), ports)
-    async with embedded.services(settings, ports):
+    ports = control_plane.Ports.free()
+    settings = control_plane.embedded_settings(tmp_path_factory.mktemp("temporal"), ports)
+    async with control_plane.services(settings, ports):
         yield settings.temporal_address
 
 

@@ -4,8 +4,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from deployerp.domain.settings import Settings
-from deployerp.embedded import provide_images
+from deployerp.core.settings import Settings
+from deployerp.embedded.control_plane import provide_images
 
 STATE = Path(".deployerp")
 

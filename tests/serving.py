@@ -8,7 +8,7 @@ import uvicorn
 
 from deployerp.api.app import create_app
 from deployerp.api.serving import Server
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 
 
 @asynccontextmanager

@@ -11,8 +11,8 @@ import yaml
 from docker.utils.build import exclude_paths
 from typer.main import get_command
 
-from deployerp.cli import app
-from deployerp.domain.settings import Settings
+from deployerp.cli.app import app
+from deployerp.core.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docker-compose.yml"

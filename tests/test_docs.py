@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployerp.domain.lifecycles import LIFECYCLES, Lifecycle
+from deployerp.domain.operations.lifecycles import LIFECYCLES, Lifecycle
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

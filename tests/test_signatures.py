@@ -19,9 +19,9 @@ import pytest
 from aiohttp import web
 from standardwebhooks import Webhook
 
-from deployerp.domain.webhook_endpoints import new_webhook_secret
-from deployerp.drivers.http import WebhookSender
-from tests.drivers.receivers import LOOPBACK, answering, receiver
+from deployerp.domain.webhooks.endpoints import new_webhook_secret
+from deployerp.drivers.web.http import WebhookSender
+from tests.drivers.web.receivers import LOOPBACK, answering, receiver
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Debian's, the one that most people use, and that of small images.

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from temporalio.client import WorkflowExecution
 
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 from deployerp.drivers.temporal import Temporal
 from deployerp.worker import open_worker
 from tests.conftest import Fleet, free_port, new_client, open_api

@@ -16,15 +16,15 @@ from sqlalchemy import select
 from sqlmodel import SQLModel, col
 from standardwebhooks import Webhook
 
-from deployerp.domain.base import new_id
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.event_log import write_event
-from deployerp.domain.messages import EndpointOrder
+from deployerp.core.secrets import Vault, new_encryption_key
+from deployerp.database.base import new_id
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.log import write_event
+from deployerp.domain.operations.messages import EndpointOrder
 from deployerp.domain.organizations import Organization
-from deployerp.domain.secrets import Vault, new_encryption_key
 from deployerp.domain.servers import Server
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, new_webhook_secret
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint, new_webhook_secret
 
 VAULT = Vault([SecretStr(new_encryption_key())])
 SECRET = new_webhook_secret()

@@ -8,14 +8,14 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapped
 from sqlmodel import col
 
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.rate_windows import forget_ended
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.set_password_tokens import SetPasswordToken
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
 
 # So many rows of a table at a time that nobody waits for it; the next sweep goes on.
 AT_ONCE = 5_000

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import aiohttp
 from temporalio import activity
 
-from deployerp.activities import prepared_databases
-from deployerp.activities.crashes import Watch, program
-from deployerp.activities.disks import naming_full_disks
-from deployerp.activities.hosts import Hosts
-from deployerp.activities.instance_parts import (
+from deployerp.activities.records import Records
+from deployerp.activities.steps import prepared_databases
+from deployerp.activities.steps.crashes import Watch, program
+from deployerp.activities.steps.disks import naming_full_disks
+from deployerp.activities.steps.hosts import Hosts
+from deployerp.activities.steps.instance_parts import (
     Images,
     Parts,
     containers_of,
@@ -20,30 +21,30 @@ from deployerp.activities.instance_parts import (
     parts_of,
     status_of_containers,
 )
-from deployerp.activities.interceptor import tell
-from deployerp.activities.ports import naming_holders
-from deployerp.activities.prepared_databases import SUPERUSER, run_sql, start_postgres
-from deployerp.activities.recorded_images import (
+from deployerp.activities.steps.interceptor import tell
+from deployerp.activities.steps.ports import naming_holders
+from deployerp.activities.steps.prepared_databases import SUPERUSER, run_sql, start_postgres
+from deployerp.activities.steps.recorded_images import (
     bring_images,
     check_major,
     chosen_images,
     recorded_images,
     references,
 )
-from deployerp.activities.records import Records
-from deployerp.activities.routes import route_of, scheme_of, url_of
-from deployerp.activities.waiting import until_it_answers
-from deployerp.domain.errors import NodeGone, NotHealthy
+from deployerp.activities.steps.routes import route_of, scheme_of, url_of
+from deployerp.activities.steps.waiting import until_it_answers
+from deployerp.core.errors import NodeGone, NotHealthy
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.core.uninterrupted import uninterrupted
 from deployerp.domain.instances import Instance, open_env_vars
-from deployerp.domain.messages import OperationOrder
-from deployerp.domain.secrets import Vault
+from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers import caddy, odoo
-from deployerp.drivers.containers import ContainerSpec
-from deployerp.drivers.engine import Engine
-from deployerp.drivers.host import Host
-from deployerp.drivers.uninterrupted import uninterrupted
+from deployerp.drivers import caddy
+from deployerp.drivers.engine.containers import ContainerSpec
+from deployerp.drivers.engine.engine import Engine
+from deployerp.drivers.odoo import odoo
+from deployerp.drivers.server.host import Host
 
 _START_SECONDS = 180
 _PROXY_SECONDS = 30

@@ -10,13 +10,13 @@ import structlog
 from sqlalchemy import select
 from sqlmodel import col
 
-from deployerp.activities.isolation import logged
-from deployerp.domain.database import SessionFactory
+from deployerp.activities.steps.isolation import logged
+from deployerp.core.secrets import Vault
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.installations import INSTALLATION_TAG, installation_id
 from deployerp.domain.providers import Provider
-from deployerp.domain.secrets import Vault
 from deployerp.domain.servers import SERVER_TAG, Server
-from deployerp.drivers.cloud import Cloud, Clouds, Node
+from deployerp.drivers.clouds.cloud import Cloud, Clouds, Node
 
 # Clouds count the calls of an account, and what is looked for is rare.
 _EVERY_SECONDS = 300.0

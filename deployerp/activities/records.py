@@ -11,20 +11,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
 
-from deployerp.activities.settling import lock_held_instances, settle
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.errors import NotFound, OperationClosed
-from deployerp.domain.event_log import write_event
-from deployerp.domain.event_types import STALLED
+from deployerp.activities.steps.settling import lock_held_instances, settle
+from deployerp.core.errors import NotFound, OperationClosed
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.log import write_event
+from deployerp.domain.events.types import STALLED
 from deployerp.domain.installations import installation_id
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import DELETED, OPEN_OPERATION_STATES, action_of
-from deployerp.domain.messages import OperationEnd, OperationOrder
-from deployerp.domain.operations import Operation, OperationStep
-from deployerp.domain.ordering import MODELS, Resource, order_within
+from deployerp.domain.operations.lifecycles import DELETED, OPEN_OPERATION_STATES, action_of
+from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations.operation import Operation, OperationStep
+from deployerp.domain.operations.ordering import MODELS, Resource, order_within
+from deployerp.domain.operations.retries import STALLED_AFTER
 from deployerp.domain.providers import Provider
-from deployerp.domain.retries import STALLED_AFTER
 from deployerp.domain.servers import Server
 from deployerp.drivers.temporal import Temporal
 

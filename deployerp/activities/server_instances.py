@@ -8,16 +8,16 @@ from uuid import UUID
 import structlog
 from temporalio import activity
 
-from deployerp.activities.hosts import Hosts
-from deployerp.activities.instance_parts import INSTANCE_LABEL, containers_of, instance_labels
-from deployerp.activities.interceptor import tell
 from deployerp.activities.records import Records, StartProgress
-from deployerp.activities.waiting import rest
-from deployerp.domain.errors import DeployError, OperationClosed
+from deployerp.activities.steps.hosts import Hosts
+from deployerp.activities.steps.instance_parts import INSTANCE_LABEL, containers_of, instance_labels
+from deployerp.activities.steps.interceptor import tell
+from deployerp.activities.steps.waiting import rest
+from deployerp.core.errors import DeployError, OperationClosed
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import INSTANCE
-from deployerp.domain.messages import OperationOrder
-from deployerp.drivers.engine import Engine
+from deployerp.domain.operations.lifecycles import INSTANCE
+from deployerp.domain.operations.messages import OperationOrder
+from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.temporal import Temporal
 
 log = structlog.get_logger()

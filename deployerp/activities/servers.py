@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from temporalio import activity
 
-from deployerp.activities.hosts import Hosts, bring_image
-from deployerp.activities.instance_parts import INSTANCE_LABEL, status_of_containers
-from deployerp.activities.interceptor import current_attempt, tell
-from deployerp.activities.jitter import jittered
-from deployerp.activities.nodes import (
+from deployerp.activities.records import Records
+from deployerp.activities.steps.hosts import Hosts, bring_image
+from deployerp.activities.steps.instance_parts import INSTANCE_LABEL, status_of_containers
+from deployerp.activities.steps.interceptor import current_attempt, tell
+from deployerp.activities.steps.jitter import jittered
+from deployerp.activities.steps.nodes import (
     LOOK_AGAIN_SECONDS,
     Nodes,
     find_server_node,
@@ -20,11 +21,10 @@ from deployerp.activities.nodes import (
     require_server_node,
     tags_of,
 )
-from deployerp.activities.ports import naming_holders
-from deployerp.activities.records import Records
-from deployerp.activities.routes import route_of
-from deployerp.activities.waiting import growing_pauses, rest, until_it_answers
-from deployerp.domain.errors import (
+from deployerp.activities.steps.ports import naming_holders
+from deployerp.activities.steps.routes import route_of
+from deployerp.activities.steps.waiting import growing_pauses, rest, until_it_answers
+from deployerp.core.errors import (
     CommandFailed,
     DeployError,
     HostUnreachable,
@@ -33,16 +33,17 @@ from deployerp.domain.errors import (
     ProviderRefused,
     ProviderThrottled,
 )
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.core.uninterrupted import uninterrupted
 from deployerp.domain.installations import INSTALLATION_TAG
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import INSTANCE
-from deployerp.domain.messages import OperationOrder
+from deployerp.domain.operations.lifecycles import INSTANCE
+from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.providers import Provider
-from deployerp.domain.secrets import Vault
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers import caddy, user_data
-from deployerp.drivers.cloud import (
+from deployerp.drivers import caddy
+from deployerp.drivers.clouds.cloud import (
     Cloud,
     Node,
     NodeSpec,
@@ -50,8 +51,8 @@ from deployerp.drivers.cloud import (
     is_local,
     uses_cloud_init,
 )
-from deployerp.drivers.host import generate_key_pair, public_key_of
-from deployerp.drivers.uninterrupted import uninterrupted
+from deployerp.drivers.server import user_data
+from deployerp.drivers.server.host import generate_key_pair, public_key_of
 
 # From the first pause between two looks at a machine to the longest. Clouds count the calls of an account,
 # and sshd bans addresses that connect too often.

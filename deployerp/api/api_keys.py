@@ -7,15 +7,15 @@ from uuid import UUID
 from fastapi import APIRouter, Response
 from pydantic import AfterValidator, Field
 
-from deployerp.api.changes import ChangeDep
-from deployerp.api.errors import documented
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, ShownOnce, View
+from deployerp.api.contract.changes import ChangeDep
+from deployerp.api.contract.errors import documented
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View
+from deployerp.core.errors import NotFound, PreconditionFailed
+from deployerp.core.fields import Instant, Name
+from deployerp.database.base import utc_now
 from deployerp.domain.api_keys import ApiKey, new_api_key
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import NotFound, PreconditionFailed
-from deployerp.domain.names import Instant, Name
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, Level
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api keys"], route_class=Route)

@@ -12,7 +12,6 @@ from deployerp.api import (
     audit_log,
     auth,
     cors,
-    errors,
     event_types,
     events,
     health,
@@ -20,7 +19,6 @@ from deployerp.api import (
     me,
     operations,
     passwords,
-    playground,
     providers,
     root,
     servers,
@@ -28,21 +26,24 @@ from deployerp.api import (
     webhook_deliveries,
     webhook_endpoints,
 )
-from deployerp.api.authentication import Authenticator
-from deployerp.api.background import Background
-from deployerp.api.deps import Context
-from deployerp.api.document import document
+from deployerp.api.access.authentication import Authenticator
+from deployerp.api.access.guesses import Guesses
+from deployerp.api.access.rate_limits import Limiter
+from deployerp.api.contract import errors
+from deployerp.api.contract.dependencies import Context
+from deployerp.api.contract.request_ids import RequestIds
+from deployerp.api.contract.totals import Totals
+from deployerp.api.contract.watcher import Watcher
 from deployerp.api.gate import Gate
-from deployerp.api.guesses import Guesses
-from deployerp.api.rate_limits import Limiter
-from deployerp.api.requests import RequestIds
-from deployerp.api.totals import Totals
-from deployerp.api.watcher import Watcher
-from deployerp.domain.database import open_database, session_factory
+from deployerp.api.reference import playground
+from deployerp.api.reference.document import document
+from deployerp.core.background import Background
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.reads import open_reader
+from deployerp.database.sessions import open_database, session_factory
+from deployerp.domain import tables  # noqa: F401  (foreign keys find every table)
 from deployerp.domain.rate_windows import open_connections
-from deployerp.domain.reads import open_reader
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
 
 # The most asked for first: routes are tried in their order.

@@ -6,13 +6,13 @@ from uuid import UUID
 
 from fastapi import APIRouter
 
-from deployerp.api.lists import Text
-from deployerp.api.requests import SANE_ID
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route
-from deployerp.api.schemas import View
-from deployerp.domain.audit_log import ActorType, AuditEntry
-from deployerp.domain.names import Pattern
+from deployerp.api.contract.lists import Text
+from deployerp.api.contract.request_ids import SANE_ID
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route
+from deployerp.api.contract.schemas import View
+from deployerp.core.fields import Pattern
+from deployerp.domain.audit.log import ActorType, AuditEntry
 
 router = APIRouter(prefix="/v1/audit-log", tags=["audit log"], route_class=Route)
 

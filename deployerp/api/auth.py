@@ -9,10 +9,10 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api.deps import Context, ContextDep
-from deployerp.api.errors import limited
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Body, Envelope
+from deployerp.api.contract.dependencies import Context, ContextDep
+from deployerp.api.contract.errors import limited
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import Body, Envelope
 from deployerp.api.sign_ins import (
     TokenRead,
     count,
@@ -24,12 +24,12 @@ from deployerp.api.sign_ins import (
     tries_at,
     turn,
 )
+from deployerp.core.errors import Unauthorized, ValidationFailed
+from deployerp.core.passwords import fits, hashed, is_outdated
+from deployerp.database.base import utc_now
 from deployerp.domain import refresh_tokens
-from deployerp.domain.audit_log import append
-from deployerp.domain.base import utc_now
+from deployerp.domain.audit.log import append
 from deployerp.domain.email_addresses import user_who_signs_in
-from deployerp.domain.errors import Unauthorized, ValidationFailed
-from deployerp.domain.passwords import fits, hashed, is_outdated
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.users import Email, Membership, User, choose, lock_membership, memberships_of
 

@@ -3,9 +3,9 @@
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from deployerp.api.document import RESPONSE_HEADERS
-from deployerp.api.idempotency import HEADER
-from deployerp.domain.settings import Settings
+from deployerp.api.contract.idempotency import HEADER
+from deployerp.api.reference.document import RESPONSE_HEADERS
+from deployerp.core.settings import Settings
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = ("Authorization", HEADER, "If-Match", "If-None-Match", "Last-Event-ID", "X-Request-Id")

@@ -5,14 +5,13 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from deployerp.api.answers import answer, shown
-from deployerp.api.errors import limited
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Envelope, View
-from deployerp.domain.event_types import EVENT_TYPES
+from deployerp.api.contract.envelope import answer, shown
+from deployerp.api.contract.errors import limited
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import Envelope, View
+from deployerp.domain.events.types import EVENT_TYPES, SAMPLE
 
 router = APIRouter(prefix="/v1/event-types", tags=["events"], route_class=Route)
-SAMPLE = EVENT_TYPES["instance.stop_failed"]
 
 
 class EventTypeRead(View):

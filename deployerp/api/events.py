@@ -9,17 +9,16 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from deployerp.api import streams
-from deployerp.api.answers import Data
-from deployerp.api.deps import CallerDep, Context, ContextDep
-from deployerp.api.errors import documented, invalid_field
-from deployerp.api.event_types import SAMPLE
-from deployerp.api.lists import Asked
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import View, enum_of
-from deployerp.domain.event_types import EVENT_TYPES, EventPattern, EventResource
-from deployerp.domain.events import Event
+from deployerp.api.contract import streams
+from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
+from deployerp.api.contract.envelope import Data
+from deployerp.api.contract.errors import documented, invalid_field
+from deployerp.api.contract.lists import Asked
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import View, enum_of
+from deployerp.domain.events.event import Event
+from deployerp.domain.events.types import EVENT_TYPES, SAMPLE, EventPattern, EventResource
 
 router = APIRouter(prefix="/v1/events", tags=["events"], route_class=Route)
 _PAGE = 100

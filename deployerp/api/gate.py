@@ -4,16 +4,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployerp.api.callers import Caller
-from deployerp.api.deps import Context
-from deployerp.api.errors import NOTHING_HERE, answer_of
-from deployerp.api.external_identities import Origin
-from deployerp.api.rate_limits import Standing
-from deployerp.api.requests import address_of, network_of
-from deployerp.api.routes import SAFE
-from deployerp.domain.errors import DeployError, NotFound, PayloadTooLarge, RateLimitExceeded, Unauthorized
+from deployerp.api.access.addresses import address_of, network_of
+from deployerp.api.access.authentication import bearer_of
+from deployerp.api.access.callers import Caller
+from deployerp.api.access.external_identities import Origin
+from deployerp.api.access.rate_limits import Standing
+from deployerp.api.contract.dependencies import Context
+from deployerp.api.contract.errors import NOTHING_HERE, answer_of
+from deployerp.api.contract.routes import SAFE
+from deployerp.core.errors import DeployError, NotFound, PayloadTooLarge, RateLimitExceeded, Unauthorized
+from deployerp.core.secrets import digest
 from deployerp.domain.plans import Limits
-from deployerp.domain.secrets import digest
 
 # Asked by machines that must get an answer, with nothing to be had from them.
 _UNCOUNTED = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -112,14 +113,6 @@ async def _looked_up(scope: Scope, shared: Context, token: str, address: str) ->
         return await shared.authenticator.caller(token, Origin(address, scope["state"]["request_id"]))
     except Unauthorized:
         return None
-
-
-def bearer_of(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else None
-    return None
 
 
 def _length_of(scope: Scope) -> int:

@@ -7,10 +7,10 @@ from alembic.script import ScriptDirectory
 from fastapi import APIRouter
 from sqlalchemy import Connection
 
-from deployerp.api.deps import ContextDep
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import ErrorEnvelope
-from deployerp.domain.errors import Unavailable
+from deployerp.api.contract.dependencies import ContextDep
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import ErrorEnvelope
+from deployerp.core.errors import Unavailable
 from deployerp.migrations import configuration
 
 router = APIRouter(tags=["health"], route_class=Route)

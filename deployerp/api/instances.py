@@ -7,27 +7,27 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from pydantic import BeforeValidator, Field, StrictBool
 
-from deployerp.api import actions
-from deployerp.api.actions import OperationSummary
-from deployerp.api.changes import Change, ChangeDep
-from deployerp.api.errors import documented, invalid_field
-from deployerp.api.lists import Text
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, ShownOnce, View, enum_of
-from deployerp.domain.errors import (
+from deployerp.api.contract import ordering
+from deployerp.api.contract.changes import Change, ChangeDep
+from deployerp.api.contract.errors import documented, invalid_field
+from deployerp.api.contract.lists import Text
+from deployerp.api.contract.ordering import OperationSummary
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View, enum_of
+from deployerp.core.errors import (
     Conflict,
     InvalidState,
     NotFound,
     OperationInProgress,
     PreconditionFailed,
 )
+from deployerp.core.fields import EnvName, EnvValue, Name, Slug, check_hostname
+from deployerp.core.secrets import new_password
+from deployerp.core.settings import Settings
 from deployerp.domain.instances import ADMIN_LOGIN, EnvironmentType, EnvVar, Instance, seal_env_vars
-from deployerp.domain.lifecycles import INSTANCE
-from deployerp.domain.names import EnvName, EnvValue, Name, Slug, check_hostname
-from deployerp.domain.secrets import new_password
+from deployerp.domain.operations.lifecycles import INSTANCE
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route)
 
@@ -90,7 +90,7 @@ class InstanceRead(View):
 
 
 class InstanceAccepted(InstanceRead):
-    operation: OperationSummary = Field(json_schema_extra=actions.first_of("instance"))
+    operation: OperationSummary = Field(json_schema_extra=ordering.first_of("instance"))
 
 
 class AdminPassword(View):
@@ -115,8 +115,8 @@ async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
     taken = Conflict(
         f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
     )
-    operation = await actions.create(change, instance, taken)
-    return await actions.begun(change, operation, InstanceRead, instance)
+    operation = await ordering.create(change, instance, taken)
+    return await ordering.begun(change, operation, InstanceRead, instance)
 
 
 serve(
@@ -172,8 +172,8 @@ async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
 async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeDep) -> Response:
     """Starts, stops or restarts the instance."""
     instance = await change.subject(Instance, InstanceRead, id)
-    operation = await actions.act(change, instance, body.action)
-    return await actions.begun(change, operation, InstanceRead, instance)
+    operation = await ordering.act(change, instance, body.action)
+    return await ordering.begun(change, operation, InstanceRead, instance)
 
 
 router.add_api_route(
@@ -204,8 +204,8 @@ async def delete_instance(
 ) -> Response:
     """Removes the instance with its database and files."""
     instance = await change.subject(Instance, InstanceRead, id)
-    operation = await actions.act(change, instance, "delete", force=force)
-    return await actions.begun(change, operation, InstanceRead, instance)
+    operation = await ordering.act(change, instance, "delete", force=force)
+    return await ordering.begun(change, operation, InstanceRead, instance)
 
 
 def _check(body: InstanceCreate, settings: Settings) -> None:

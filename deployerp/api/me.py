@@ -8,14 +8,14 @@ from pydantic import Field
 from sqlalchemy import Select, select
 from sqlmodel import col
 
-from deployerp.api.answers import answer
-from deployerp.api.callers import ActorType, Caller
-from deployerp.api.deps import CallerDep, ContextDep
-from deployerp.api.errors import limited
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Envelope, View
+from deployerp.api.access.callers import ActorType, Caller
+from deployerp.api.contract.dependencies import CallerDep, ContextDep
+from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.errors import limited
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import Envelope, View
+from deployerp.core.errors import Unauthorized
 from deployerp.domain.api_keys import ApiKey
-from deployerp.domain.errors import Unauthorized
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level, Role
 from deployerp.domain.plans import Plan

@@ -14,19 +14,19 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api import actions, streams
-from deployerp.api.actions import OperationSummary
-from deployerp.api.answers import Data, shown, single
-from deployerp.api.changes import Change, ChangeDep, owned
-from deployerp.api.deps import CallerDep, Context, ContextDep
-from deployerp.api.errors import documented
-from deployerp.api.lists import Text
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Envelope, View, enum_of
-from deployerp.domain.database import tenant_transaction
-from deployerp.domain.errors import InvalidState, NotFound, OperationInProgress, Unavailable
-from deployerp.domain.lifecycles import (
+from deployerp.api.contract import ordering, streams
+from deployerp.api.contract.changes import Change, ChangeDep, owned
+from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
+from deployerp.api.contract.envelope import Data, shown, single
+from deployerp.api.contract.errors import documented
+from deployerp.api.contract.lists import Text
+from deployerp.api.contract.ordering import OperationSummary
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Envelope, View, enum_of
+from deployerp.core.errors import InvalidState, NotFound, OperationInProgress, Unavailable
+from deployerp.database.sessions import tenant_transaction
+from deployerp.domain.operations.lifecycles import (
     LIFECYCLES,
     OPEN_OPERATION_STATES,
     OPERATION_STATES,
@@ -34,8 +34,8 @@ from deployerp.domain.lifecycles import (
     STEP_STATES,
     ResourceType,
 )
-from deployerp.domain.operations import Operation, OperationStep
-from deployerp.domain.ordering import MODELS
+from deployerp.domain.operations.operation import Operation, OperationStep
+from deployerp.domain.operations.ordering import MODELS
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Route)
 
@@ -143,7 +143,7 @@ async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
     for each in operations:
         each.state = "cancelling"
     # Also when it was never started: its workflow then finds that it was cancelled, and says so.
-    response = actions.accepted(change, operation)
+    response = ordering.accepted(change, operation)
     change.afterwards += [partial(_cancel, change.shared, each.order.workflow_id) for each in operations]
     return response
 
@@ -184,5 +184,5 @@ async def retry_operation(id: UUID, change: ChangeDep) -> Response:
     change.caller.need(LIFECYCLES[failed.typed_resource].actions[failed.action].permission)
     resource = await change.owned(MODELS[failed.typed_resource], failed.resource_id, lock=True)
     change.about = resource
-    operation = await actions.retry(change, failed, resource)
-    return actions.accepted(change, operation)
+    operation = await ordering.retry(change, failed, resource)
+    return ordering.accepted(change, operation)

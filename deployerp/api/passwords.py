@@ -9,12 +9,12 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.api.answers import answer
-from deployerp.api.callers import Caller
-from deployerp.api.deps import CallerDep, Context, ContextDep
-from deployerp.api.errors import invalid_field, limited
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Body, Envelope, View
+from deployerp.api.access.callers import Caller
+from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
+from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.errors import invalid_field, limited
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import Body, Envelope, View
 from deployerp.api.sign_ins import (
     OrganizationSummary,
     TokenRead,
@@ -27,11 +27,11 @@ from deployerp.api.sign_ins import (
     tries_at,
     turn,
 )
+from deployerp.core.errors import Conflict, Forbidden, Unauthorized, ValidationFailed
+from deployerp.core.passwords import LONGEST, SHORTEST, check_password, fits, hashed
 from deployerp.domain import set_password_tokens
-from deployerp.domain.audit_log import append
-from deployerp.domain.errors import Conflict, Forbidden, Unauthorized, ValidationFailed
+from deployerp.domain.audit.log import append
 from deployerp.domain.organizations import Organization
-from deployerp.domain.passwords import LONGEST, SHORTEST, check_password, fits, hashed
 from deployerp.domain.users import User, change_password, lock_membership, lock_memberships
 
 router = APIRouter(prefix="/v1", tags=["authentication"], route_class=Route)

@@ -9,20 +9,20 @@ from pydantic import Field, StringConstraints
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api.changes import ChangeDep
-from deployerp.api.errors import documented, invalid_field
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, View
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import Conflict, NotFound, PreconditionFailed
-from deployerp.domain.lifecycles import DELETED
-from deployerp.domain.names import Name
+from deployerp.api.contract.changes import ChangeDep
+from deployerp.api.contract.errors import documented, invalid_field
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Envelope, View
+from deployerp.core.errors import Conflict, NotFound, PreconditionFailed
+from deployerp.core.fields import Name
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.domain.operations.lifecycles import DELETED
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers.cloud import credential_fields, provider_kinds
-from deployerp.drivers.urls import check_destination, check_url
+from deployerp.drivers.clouds.cloud import credential_fields, provider_kinds
+from deployerp.drivers.web.urls import check_destination, check_url
 
 router = APIRouter(prefix="/v1/providers", tags=["providers"], route_class=Route)
 

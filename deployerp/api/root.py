@@ -3,10 +3,10 @@
 from fastapi import APIRouter, Request, Response
 
 from deployerp import __version__
-from deployerp.api.answers import answer
-from deployerp.api.errors import limited
-from deployerp.api.routes import Route, public
-from deployerp.api.schemas import Envelope, View
+from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.errors import limited
+from deployerp.api.contract.routes import Route, public
+from deployerp.api.contract.schemas import Envelope, View
 
 router = APIRouter(tags=["health"], route_class=Route)
 _LINKS = {"openapi": "/openapi.json", "playground": "/playground", "health": "/healthz"}

@@ -9,23 +9,23 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api import actions
-from deployerp.api.actions import OperationSummary
-from deployerp.api.changes import Change, ChangeDep
-from deployerp.api.errors import documented
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, View, enum_of
-from deployerp.domain.errors import (
+from deployerp.api.contract import ordering
+from deployerp.api.contract.changes import Change, ChangeDep
+from deployerp.api.contract.errors import documented
+from deployerp.api.contract.ordering import OperationSummary
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Envelope, View, enum_of
+from deployerp.core.errors import (
     Conflict,
     InvalidState,
     NotFound,
     OperationInProgress,
     PreconditionFailed,
 )
+from deployerp.core.fields import Name, Token
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import DELETED, SERVER
-from deployerp.domain.names import Name, Token
+from deployerp.domain.operations.lifecycles import DELETED, SERVER
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
 
@@ -64,7 +64,7 @@ class ServerRead(View):
 
 
 class ServerAccepted(ServerRead):
-    operation: OperationSummary = Field(json_schema_extra=actions.first_of("server"))
+    operation: OperationSummary = Field(json_schema_extra=ordering.first_of("server"))
 
 
 @router.post(
@@ -77,8 +77,8 @@ async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
     await change.hold(Provider, body.provider_id)
     server = Server(organization_id=change.caller.organization_id, **body.model_dump())
     taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
-    operation = await actions.create(change, server, taken)
-    return await actions.begun(change, operation, ServerRead, server)
+    operation = await ordering.create(change, server, taken)
+    return await ordering.begun(change, operation, ServerRead, server)
 
 
 serve(
@@ -104,8 +104,8 @@ async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) 
     Instances that run are stopped with their server; those whose `desiredState` is `running` start with it.
     """
     server = await change.subject(Server, ServerRead, id)
-    operation = await actions.act(change, server, body.action)
-    return await actions.begun(change, operation, ServerRead, server)
+    operation = await ordering.act(change, server, body.action)
+    return await ordering.begun(change, operation, ServerRead, server)
 
 
 @router.delete(
@@ -126,8 +126,8 @@ async def delete_server(
     server = await change.subject(Server, ServerRead, id)
     if not force:
         await _need_empty(change, server)
-    operation = await actions.act(change, server, "delete", force=force)
-    return await actions.begun(change, operation, ServerRead, server)
+    operation = await ordering.act(change, server, "delete", force=force)
+    return await ordering.begun(change, operation, ServerRead, server)
 
 
 async def _need_empty(change: Change, server: Server) -> None:

@@ -9,9 +9,9 @@ from uuid import uuid4
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deployerp.api.answers import encode
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import ValidationFailed
+from deployerp.api.contract.envelope import encode
+from deployerp.core.errors import ValidationFailed
+from deployerp.database.base import utc_now
 
 # So long a client may take for the head of a request; the first counts from the connection.
 HEAD_SECONDS = 10.0

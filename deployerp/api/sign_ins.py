@@ -11,16 +11,16 @@ from fastapi import Request, Response
 from pydantic import Field
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from deployerp.api.answers import answer
-from deployerp.api.deps import Context
-from deployerp.api.requests import address_of, network_of
-from deployerp.api.schemas import View
+from deployerp.api.access.addresses import address_of, network_of
+from deployerp.api.contract.dependencies import Context
+from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.schemas import View
+from deployerp.core.errors import RateLimitExceeded
+from deployerp.core.secrets import digest
 from deployerp.domain import refresh_tokens
-from deployerp.domain.audit_log import Deed
-from deployerp.domain.errors import RateLimitExceeded
+from deployerp.domain.audit.log import Deed
 from deployerp.domain.permissions import Role
 from deployerp.domain.plans import Limits
-from deployerp.domain.secrets import digest
 from deployerp.domain.users import Membership
 
 # Failed tries at one account from one address, and from all of them. What comes after them is slow, and not

@@ -10,18 +10,18 @@ from pydantic import Field
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.api.answers import Data, shown, single, tagged
-from deployerp.api.callers import Caller
-from deployerp.api.changes import Change, ChangeDep, missing
-from deployerp.api.errors import documented
-from deployerp.api.resources import find, serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Envelope, ShownOnce, View
+from deployerp.api.access.callers import Caller
+from deployerp.api.contract.changes import Change, ChangeDep, missing
+from deployerp.api.contract.envelope import Data, shown, single, tagged
+from deployerp.api.contract.errors import documented
+from deployerp.api.contract.resources import find, serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View
+from deployerp.core.errors import Conflict, NotFound, PreconditionFailed
+from deployerp.core.fields import Name
+from deployerp.database.sessions import as_control_plane
 from deployerp.domain import set_password_tokens
-from deployerp.domain.database import as_control_plane
 from deployerp.domain.email_addresses import member_with_address, user_of_verified
-from deployerp.domain.errors import Conflict, NotFound, PreconditionFailed
-from deployerp.domain.names import Name
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import ROLE_PERMISSIONS, ROLES, Role
 from deployerp.domain.users import (

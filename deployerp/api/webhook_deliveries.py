@@ -1,33 +1,30 @@
 """Webhook deliveries: one event to one endpoint, and each try of it."""
 
-from collections.abc import Sequence
 from datetime import datetime
-from functools import partial
-from typing import Annotated, Literal
+from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
-from pydantic import Field
 from sqlalchemy import select
 from sqlmodel import col
 
-from deployerp.api.answers import shown, single
-from deployerp.api.changes import Change, ChangeDep, owned
-from deployerp.api.deps import CallerDep, ContextDep
-from deployerp.api.errors import documented
-from deployerp.api.lists import Text
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Envelope, View, enum_of
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import tenant_transaction
-from deployerp.domain.errors import InvalidState, NotFound
-from deployerp.domain.lifecycles import DELIVERY_STATES
-from deployerp.domain.messages import EndpointOrder
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
-from deployerp.domain.webhook_queue import wake
-from deployerp.domain.webhook_replays import send_again
+from deployerp.api.contract.changes import ChangeDep, owned
+from deployerp.api.contract.dependencies import CallerDep, ContextDep
+from deployerp.api.contract.envelope import shown, single
+from deployerp.api.contract.errors import documented
+from deployerp.api.contract.lists import Text
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Envelope, View
+from deployerp.api.webhook_queue import DeliverySummary, under_way, wake_afterwards
+from deployerp.core.errors import InvalidState, NotFound
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import tenant_transaction
+from deployerp.domain.operations.lifecycles import DELIVERY_STATES
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
+from deployerp.domain.webhooks.queue import wake
+from deployerp.domain.webhooks.replays import send_again
 
 router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"], route_class=Route)
 
@@ -39,21 +36,6 @@ class AttemptRead(View):
     duration_ms: int
     response_excerpt: str | None
     created_at: datetime
-
-
-class DeliverySummary(View):
-    id: UUID
-    endpoint_id: UUID
-    event_id: UUID
-    event_type: str
-    state: Annotated[str, enum_of(DELIVERY_STATES)]
-    attempts: int
-    error: str | None = Field(description="What was wrong with the last try.", examples=[None])
-    next_attempt_at: datetime | None = Field(
-        description="Of one that is pending: when it is tried, at the earliest.", examples=[None]
-    )
-    created_at: datetime
-    finished_at: datetime | None
 
 
 class DeliveryRead(DeliverySummary):
@@ -99,14 +81,3 @@ async def resend_webhook_delivery(id: UUID, change: ChangeDep) -> Response:
     await send_again(change.session, [delivery.id], utc_now())
     wake_afterwards(change, await wake(change.session, [endpoint.id]))
     return under_way(change, delivery)
-
-
-def wake_afterwards(change: Change, endpoints: Sequence[EndpointOrder]) -> None:
-    """Has endpoints look for what is due as soon as others can see it."""
-    change.afterwards.append(partial(change.shared.temporal.wake_endpoints, endpoints))
-
-
-def under_way(change: Change, delivery: WebhookDelivery) -> Response:
-    """202 with a delivery, and where it is."""
-    headers = {"Location": f"/v1/webhook-deliveries/{delivery.id}"}
-    return change.answer(shown(DeliverySummary, delivery), status=202, headers=headers)

@@ -11,20 +11,20 @@ from sqlalchemy import and_, case, func, literal_column, select
 from sqlmodel import col
 from yarl import URL
 
-from deployerp.api.changes import Change, ChangeDep
-from deployerp.api.errors import documented, invalid_field
-from deployerp.api.resources import serve
-from deployerp.api.routes import Route, needs
-from deployerp.api.schemas import Body, Disclose, Envelope, Integer, ShownOnce, View
-from deployerp.api.webhook_deliveries import DeliverySummary, under_way, wake_afterwards
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import InvalidState, NotFound, PreconditionFailed, QuotaExceeded
-from deployerp.domain.event_log import write_ping
-from deployerp.domain.event_types import EventPattern
-from deployerp.domain.names import Description, Instant
+from deployerp.api.contract.changes import Change, ChangeDep
+from deployerp.api.contract.errors import documented, invalid_field
+from deployerp.api.contract.resources import serve
+from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.schemas import Body, Disclose, Envelope, Integer, ShownOnce, View
+from deployerp.api.webhook_queue import DeliverySummary, under_way, wake_afterwards
+from deployerp.core.errors import InvalidState, NotFound, PreconditionFailed, QuotaExceeded
+from deployerp.core.fields import Description, Instant
+from deployerp.core.secrets import Vault
+from deployerp.database.base import utc_now
+from deployerp.domain.events.log import write_ping
+from deployerp.domain.events.types import EventPattern
 from deployerp.domain.organizations import Organization
-from deployerp.domain.secrets import Vault
-from deployerp.domain.webhook_endpoints import (
+from deployerp.domain.webhooks.endpoints import (
     CHAT_HOSTS,
     MASKED_PATH,
     WebhookEndpoint,
@@ -32,10 +32,10 @@ from deployerp.domain.webhook_endpoints import (
     is_secret_url,
     new_webhook_secret,
 )
-from deployerp.domain.webhook_headers import Headers
-from deployerp.domain.webhook_queue import wake
-from deployerp.domain.webhook_replays import find_missed, replay
-from deployerp.drivers.urls import check_destination, check_url
+from deployerp.domain.webhooks.headers import Headers
+from deployerp.domain.webhooks.queue import wake
+from deployerp.domain.webhooks.replays import find_missed, replay
+from deployerp.drivers.web.urls import check_destination, check_url
 
 router = APIRouter(prefix="/v1/webhook-endpoints", tags=["webhook endpoints"], route_class=Route)
 # What one request may replay: it holds its transaction for some seconds.

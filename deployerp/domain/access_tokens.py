@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
-from deployerp.domain.base import new_id, utc_now
-from deployerp.domain.errors import VaultClosed
+from deployerp.core.errors import VaultClosed
+from deployerp.database.base import new_id, utc_now
 
 _ALGORITHM = "HS256"
 _PURPOSE = b"deployerp access tokens"

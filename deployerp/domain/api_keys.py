@@ -9,9 +9,9 @@ from sqlalchemy import or_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, col
 
-from deployerp.domain.base import Record, one_of, time_field
+from deployerp.core.secrets import digest
+from deployerp.database.base import Record, one_of, time_field
 from deployerp.domain.permissions import LEVELS
-from deployerp.domain.secrets import digest
 
 _TOKEN = re.compile(r"erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"

@@ -6,7 +6,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.domain.base import utc_now
+from deployerp.database.base import utc_now
 from deployerp.domain.users import (
     Member,
     Membership,

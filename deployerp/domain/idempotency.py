@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import UniqueConstraint
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, UtcDateTime
+from deployerp.database.base import Record, UtcDateTime
 
 KEPT_FOR = timedelta(hours=24)
 

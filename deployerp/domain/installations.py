@@ -6,7 +6,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
-from deployerp.domain.base import Record
+from deployerp.database.base import Record
 
 INSTALLATION_TAG = "deployerp.installation"
 """What its machines carry in a cloud, with the id."""

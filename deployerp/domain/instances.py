@@ -9,9 +9,9 @@ from uuid import UUID
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
-from deployerp.domain.base import PRESENT, Record, one_of, time_field
-from deployerp.domain.lifecycles import DESIRED_STATES, INSTANCE
-from deployerp.domain.secrets import Sealed, Vault
+from deployerp.core.secrets import Sealed, Vault
+from deployerp.database.base import PRESENT, Record, one_of, time_field
+from deployerp.domain.operations.lifecycles import DESIRED_STATES, INSTANCE
 
 EnvironmentType = Literal["production", "staging", "development"]
 ADMIN_LOGIN = "admin"

@@ -4,7 +4,7 @@ from typing import cast
 
 from sqlmodel import Field
 
-from deployerp.domain.base import Record, one_of
+from deployerp.database.base import Record, one_of
 from deployerp.domain.plans import PLAN_LIMITS, PLANS, Limits, Plan
 
 

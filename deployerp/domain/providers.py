@@ -6,7 +6,7 @@ from uuid import UUID
 from sqlalchemy import Index
 from sqlmodel import Field
 
-from deployerp.domain.base import PRESENT, Record, time_field
+from deployerp.database.base import PRESENT, Record, time_field
 
 
 class Provider(Record, table=True):

@@ -9,10 +9,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, SQLModel, col
 
-from deployerp.domain.base import UtcDateTime
-from deployerp.domain.connections import Connections
+from deployerp.database.base import UtcDateTime
+from deployerp.database.connections import Connections
+from deployerp.database.statements import Statement
 from deployerp.domain.plans import HOUR, MINUTE
-from deployerp.domain.statements import Statement
 
 
 class RateWindow(SQLModel, table=True):

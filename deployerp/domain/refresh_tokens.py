@@ -8,8 +8,8 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, col
 
-from deployerp.domain.base import Record, UtcDateTime, new_id, time_field, utc_now
-from deployerp.domain.secrets import digest
+from deployerp.core.secrets import digest
+from deployerp.database.base import Record, UtcDateTime, new_id, time_field, utc_now
 
 _PREFIX = "erp_refresh_"
 

@@ -7,9 +7,10 @@ from uuid import UUID
 
 from sqlalchemy import Column, Table, select, update
 
-from deployerp.domain.database import SessionFactory, metadata
-from deployerp.domain.errors import VaultClosed
-from deployerp.domain.secrets import Vault
+from deployerp.core.errors import VaultClosed
+from deployerp.core.secrets import Vault
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.tables import metadata
 
 _BATCH = 200
 

@@ -6,9 +6,9 @@ from uuid import UUID
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
-from deployerp.domain.base import PRESENT, Record, one_of, time_field
-from deployerp.domain.lifecycles import SERVER
-from deployerp.domain.names import slug_of
+from deployerp.core.fields import slug_of
+from deployerp.database.base import PRESENT, Record, one_of, time_field
+from deployerp.domain.operations.lifecycles import SERVER
 
 # What the machine of a server carries in a cloud, with the server's id.
 SERVER_TAG = "deployerp.server"

@@ -8,8 +8,8 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import Field, col
 
-from deployerp.domain.base import Record, UtcDateTime, utc_now
-from deployerp.domain.secrets import digest
+from deployerp.core.secrets import digest
+from deployerp.database.base import Record, UtcDateTime, utc_now
 
 LIFETIME = timedelta(days=7)
 _PREFIX = "erp_password_"

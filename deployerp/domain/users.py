@@ -22,9 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 from sqlmodel import Field, col
 
+from deployerp.core.fields import Pattern
+from deployerp.database.base import Record, one_of, time_field, utc_now
 from deployerp.domain import set_password_tokens
-from deployerp.domain.base import Record, one_of, time_field, utc_now
-from deployerp.domain.names import Pattern
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import ROLES, Role
 from deployerp.domain.refresh_tokens import RefreshToken

@@ -9,9 +9,9 @@ from typing import Any, Self
 
 import aiohttp
 
-from deployerp.domain.errors import ProxyError, ValidationFailed
-from deployerp.drivers.containers import ContainerSpec, PublishedPort
-from deployerp.drivers.engine import Engine
+from deployerp.core.errors import ProxyError, ValidationFailed
+from deployerp.drivers.engine.containers import ContainerSpec, PublishedPort
+from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.reasons import reason_of
 
 NAME = "deployerp-caddy"

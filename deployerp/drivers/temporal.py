@@ -28,10 +28,10 @@ from temporalio.common import (
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError, RPCStatusCode
 
-from deployerp.domain.errors import Unavailable
-from deployerp.domain.lifecycles import action_of
-from deployerp.domain.messages import EndpointOrder, OperationOrder, queue_for
-from deployerp.domain.settings import Settings
+from deployerp.core.errors import Unavailable
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.lifecycles import action_of
+from deployerp.domain.operations.messages import EndpointOrder, OperationOrder, queue_for
 
 ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
 RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")

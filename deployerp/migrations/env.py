@@ -7,8 +7,9 @@ from alembic import context
 from sqlalchemy import Connection, text
 from sqlmodel import AutoString
 
-from deployerp.domain.base import UtcDateTime
-from deployerp.domain.database import metadata, open_database
+from deployerp.database.base import UtcDateTime
+from deployerp.database.sessions import open_database
+from deployerp.domain.tables import metadata
 
 # Any number, the same in every process: two that start at once must not both migrate.
 _LOCK = 7_265_001

@@ -8,8 +8,8 @@ from temporalio.exceptions import ActivityError, is_cancelled_exception
 with workflow.unsafe.imports_passed_through():
     from deployerp.activities.instances import InstanceActivities
 
-from deployerp.domain.messages import OperationOrder
-from deployerp.workflows.operations import OperationRun, run_operation
+from deployerp.domain.operations.messages import OperationOrder
+from deployerp.workflows.run import OperationRun, run_operation
 
 _IMAGES = timedelta(minutes=30)
 _DATABASE = timedelta(minutes=20)

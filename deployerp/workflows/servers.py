@@ -9,8 +9,8 @@ with workflow.unsafe.imports_passed_through():
     from deployerp.activities.server_instances import ServerInstanceActivities
     from deployerp.activities.servers import ServerActivities
 
-from deployerp.domain.messages import OperationOrder
-from deployerp.workflows.operations import OperationRun, run_operation
+from deployerp.domain.operations.messages import OperationOrder
+from deployerp.workflows.run import OperationRun, run_operation
 
 # A cloud may take minutes to boot a machine, and the distribution's packages minutes more.
 _BOOT = timedelta(minutes=15)

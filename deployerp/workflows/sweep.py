@@ -9,7 +9,7 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from deployerp.activities.operations import SHIFT, OperationActivities
+    from deployerp.activities.sweep import SHIFT, OperationActivities
 
 # Of one run; the next goes on with a history that is empty. Also a worker that stops ends a shift.
 SHIFTS = 100

@@ -9,9 +9,9 @@ from temporalio import workflow
 from temporalio.common import RetryPolicy
 
 with workflow.unsafe.imports_passed_through():
-    from deployerp.activities.webhook_deliveries import WebhookActivities
+    from deployerp.activities.webhooks.deliveries import WebhookActivities
 
-from deployerp.domain.messages import EndpointOrder, TurnOrder, TurnResult, queue_for
+from deployerp.domain.operations.messages import EndpointOrder, TurnOrder, TurnResult, queue_for
 
 # Events of one run; the next goes on with a history that is empty. A worker that starts reads the histories
 # of all endpoints that have something to do.

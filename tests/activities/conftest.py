@@ -7,17 +7,17 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from deployerp.activities.hosts import Hosts
-from deployerp.activities.instance_parts import Images
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.records import Records
-from deployerp.domain.secrets import Vault
+from deployerp.activities.steps.hosts import Hosts
+from deployerp.activities.steps.instance_parts import Images
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers.engine import Engine
-from deployerp.drivers.host import Host, connect
-from deployerp.embedded import provide_images
-from tests.drivers.conftest import SSHServer, busybox, label, sshd
+from deployerp.drivers.engine.engine import Engine
+from deployerp.drivers.server.host import Host, connect
+from deployerp.embedded.control_plane import provide_images
+from tests.machines import SSHServer, busybox, label, sshd
 
 __all__ = ["busybox", "label", "sshd"]
 

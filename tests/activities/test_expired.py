@@ -8,24 +8,24 @@ import pytest
 from sqlalchemy import func, select, update
 
 from deployerp.activities.expired import forget_expired
-from deployerp.activities.operations import OperationActivities
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
-from deployerp.domain import base
-from deployerp.domain.base import new_id, utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
+from deployerp.activities.sweep import OperationActivities
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database import base
+from deployerp.database.base import new_id, utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
-from deployerp.domain.secrets import Vault
 from deployerp.domain.set_password_tokens import SetPasswordToken
-from deployerp.domain.settings import Settings
 from deployerp.domain.users import User
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client
-from tests.drivers.fake_cloud import FakeClouds
+from tests.drivers.clouds.fake_cloud import FakeClouds
 from tests.webhooks import House
 
 MODELS = (IdempotencyRecord, RateWindow, RefreshToken, SetPasswordToken)

@@ -6,15 +6,15 @@ import pytest
 
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
-from deployerp.domain.base import new_id
-from deployerp.domain.database import SessionFactory
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.base import new_id
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.installations import INSTALLATION_TAG
-from deployerp.domain.secrets import Vault
 from deployerp.domain.servers import SERVER_TAG
-from deployerp.domain.settings import Settings
-from deployerp.drivers.cloud import Node
+from deployerp.drivers.clouds.cloud import Node
 from tests.conftest import Fleet
-from tests.drivers.fake_cloud import FakeCloud, FakeClouds
+from tests.drivers.clouds.fake_cloud import FakeCloud, FakeClouds
 
 pytestmark = pytest.mark.fault("1")
 

@@ -12,19 +12,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlmodel import col
 
 from deployerp.activities import records as records_module
-from deployerp.activities import settling
 from deployerp.activities.records import Records, StepFailure
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.errors import NotFound
-from deployerp.domain.event_log import write_event
-from deployerp.domain.events import Event
+from deployerp.activities.steps import settling
+from deployerp.core.errors import NotFound
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
+from deployerp.domain.events.log import write_event
 from deployerp.domain.instances import Instance
-from deployerp.domain.messages import EndpointOrder, OperationEnd, OperationOrder
-from deployerp.domain.operations import Operation, OperationHold
+from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
+from deployerp.domain.operations.operation import Operation, OperationHold
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_deliveries import WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.domain.webhooks.deliveries import WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet, new_client
 

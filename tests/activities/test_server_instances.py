@@ -9,17 +9,17 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from deployerp.activities import server_instances as module
-from deployerp.activities.instance_parts import containers_of, instance_labels
 from deployerp.activities.records import Records
 from deployerp.activities.server_instances import ServerInstanceActivities
-from deployerp.domain.errors import EngineError, HostUnreachable, OperationClosed
-from deployerp.domain.messages import OperationEnd, OperationOrder
-from deployerp.domain.secrets import Vault
+from deployerp.activities.steps.instance_parts import containers_of, instance_labels
+from deployerp.core.errors import EngineError, HostUnreachable, OperationClosed
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.messages import OperationEnd, OperationOrder
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers.containers import ContainerSpec
-from deployerp.drivers.engine import Engine
-from deployerp.drivers.host import Host
+from deployerp.drivers.engine.containers import ContainerSpec
+from deployerp.drivers.engine.engine import Engine
+from deployerp.drivers.server.host import Host
 from deployerp.drivers.temporal import Temporal
 from tests.activities.conftest import Neighbours, Removal
 from tests.conftest import Fleet

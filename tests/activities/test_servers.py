@@ -15,11 +15,11 @@ from temporalio.testing import ActivityEnvironment
 
 from deployerp.activities import records as records_module
 from deployerp.activities import servers as servers_module
-from deployerp.activities.hosts import Hosts
-from deployerp.activities.nodes import Nodes
 from deployerp.activities.records import Records, StepFailure
 from deployerp.activities.servers import ServerActivities
-from deployerp.domain.errors import (
+from deployerp.activities.steps.hosts import Hosts
+from deployerp.activities.steps.nodes import Nodes
+from deployerp.core.errors import (
     CredentialsRefused,
     HostForwardingForbidden,
     HostUnreachable,
@@ -28,13 +28,13 @@ from deployerp.domain.errors import (
     ProviderRefused,
     ProviderThrottled,
 )
-from deployerp.domain.messages import OperationOrder
-from deployerp.domain.secrets import Vault
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.servers import SERVER_TAG, Server
-from deployerp.domain.settings import Settings
-from deployerp.drivers.cloud import Node, NodeSpec
+from deployerp.drivers.clouds.cloud import Node, NodeSpec
 from tests.conftest import Fleet
-from tests.drivers.fake_cloud import FakeCloud, FakeClouds
+from tests.drivers.clouds.fake_cloud import FakeCloud, FakeClouds
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from deployerp.api.app import create_app
-from deployerp.domain.base import utc_now
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
 from tests.conftest import Fleet
 
 DOCUMENT = create_app(Settings.model_construct()).openapi()

@@ -4,7 +4,8 @@ from collections import Counter
 
 from sqlalchemy import select
 
-from deployerp.domain.database import SessionFactory, metadata
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.tables import metadata
 
 # That a key was used or a request was counted is no change.
 _BESIDE = {"last_used_at", "rate_windows"}

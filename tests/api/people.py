@@ -6,8 +6,8 @@ from uuid import UUID
 import httpx
 from argon2 import PasswordHasher
 
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.permissions import Role
 from deployerp.domain.users import Member, User
 from tests.conftest import Client

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import httpx
 
-from deployerp.domain.settings import Settings
-from deployerp.embedded import environment_of
+from deployerp.core.settings import Settings
+from deployerp.embedded.control_plane import environment_of
 from tests.conftest import Client, free_port
 
 Program = Sequence[str]

@@ -12,18 +12,18 @@ from uuid import UUID, uuid4, uuid5
 from sqlalchemy import delete, select, update
 from sqlmodel import SQLModel, col
 
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import ApiKey, new_api_key
-from deployerp.domain.audit_log import GENESIS, AuditEntry
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
+from deployerp.domain.audit.log import GENESIS, AuditEntry
+from deployerp.domain.events.event import Event
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation
+from deployerp.domain.operations.operation import Operation
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
 from deployerp.domain.users import Member, Person, User
-from deployerp.domain.webhook_deliveries import WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.domain.webhooks.deliveries import WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 
 Values = dict[str, Any]
 Parents = Mapping[type[SQLModel], Sequence[UUID]]

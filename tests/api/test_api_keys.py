@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import select
 from sqlmodel import col
 
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import ApiKey
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, LEVELS
-from deployerp.domain.settings import Settings
 from tests.api.people import person
 from tests.conftest import Client, new_client
 

@@ -11,13 +11,14 @@ from sqlalchemy import select
 from sqlmodel import col
 from structlog.testing import capture_logs
 
-from deployerp.api import changes
+from deployerp.api.contract import changes
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import ApiKey
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.audit_verification import Verified, verify
-from deployerp.domain.database import SessionFactory, metadata
+from deployerp.domain.audit.log import AuditEntry
+from deployerp.domain.audit.verification import Verified, verify
 from deployerp.domain.permissions import LEVELS, ROLES
-from deployerp.domain.settings import Settings
+from deployerp.domain.tables import metadata
 from tests.api.calls import CALLS, CREDENTIAL, GUARDED, PREPARATIONS, VARIABLE, Ask, Call
 from tests.api.contents import everything
 from tests.api.people import person

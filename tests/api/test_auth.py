@@ -15,16 +15,17 @@ from sqlmodel import col
 from structlog.testing import capture_logs
 
 from deployerp.activities.expired import forget_expired
-from deployerp.api import guesses, sign_ins
-from deployerp.domain import passwords
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.audit_verification import Verified, verify
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.passwords import is_outdated
+from deployerp.api import sign_ins
+from deployerp.api.access import guesses
+from deployerp.core import passwords
+from deployerp.core.passwords import is_outdated
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
+from deployerp.domain.audit.verification import Verified, verify
 from deployerp.domain.plans import Limits
 from deployerp.domain.refresh_tokens import RefreshToken
-from deployerp.domain.settings import Settings
 from deployerp.domain.users import Member, User
 from tests.api.people import PASSWORD, add_user, person, sign_in
 from tests.conftest import Client, new_client, open_api
@@ -531,7 +532,7 @@ async def test_forged_tokens_are_unauthorized(
 async def test_an_ended_membership_ends_access_within_seconds(
     client: Client, sessions: SessionFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployerp.api.authentication.REMEMBERED_SECONDS", 0)
+    monkeypatch.setattr("deployerp.api.access.authentication.REMEMBERED_SECONDS", 0)
     user = await person(client, sessions, "viewer")
     assert await user.data("GET", "/v1/servers") == []
     await run(sessions, delete(RefreshToken))

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 from tests.conftest import Client, new_client
 from tests.serving import listening
 

@@ -12,10 +12,11 @@ from sqlalchemy import update
 from sqlmodel import col
 from structlog.testing import capture_logs
 
-from deployerp.api import authentication, streams
+from deployerp.api.access import authentication
+from deployerp.api.contract import streams
 from deployerp.api.events import LOG
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.users import Member
 from tests.api.following import following
 from tests.api.people import person

@@ -5,12 +5,12 @@ from fnmatch import fnmatchcase
 
 import jsonschema_rs
 
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.event_types import EVENT_TYPES, STALLED
-from deployerp.domain.events import Event
-from deployerp.domain.lifecycles import LIFECYCLES, ResourceType
-from deployerp.domain.messages import Outcome
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
+from deployerp.domain.events.types import EVENT_TYPES, STALLED
+from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType
+from deployerp.domain.operations.messages import Outcome
 from tests.api.calls import DOCUMENT
 from tests.api.following import following
 from tests.api.rows import Planted

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from tests.conftest import free_port, open_api
 
 

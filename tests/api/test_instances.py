@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.domain.database import SessionFactory
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.instances import EnvVar, Instance, open_env_vars
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
 from tests.conftest import Client, Fleet, new_client
 
 

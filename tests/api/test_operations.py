@@ -12,9 +12,9 @@ import pytest
 from temporalio.service import RPCError
 
 from deployerp.activities.records import StepFailure
-from deployerp.api import streams
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.settings import Settings
+from deployerp.api.contract import streams
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.drivers.temporal import Temporal
 from tests.api.following import following
 from tests.api.people import person

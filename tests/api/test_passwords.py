@@ -12,16 +12,17 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from deployerp.api import guesses, passwords, sign_ins
-from deployerp.domain import passwords as hashes
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.audit_verification import Verified, verify
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
+from deployerp.api import passwords, sign_ins
+from deployerp.api.access import guesses
+from deployerp.core import passwords as hashes
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
+from deployerp.domain.audit.verification import Verified, verify
 from deployerp.domain.permissions import Role
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.set_password_tokens import SetPasswordToken
-from deployerp.domain.settings import Settings
 from deployerp.domain.users import User
 from tests.api.people import PASSWORD, Person, add_user, choose_password, person, sign_in
 from tests.conftest import Client, new_client, open_api
@@ -403,7 +404,7 @@ def body_of(current: str = PASSWORD, new: str = NEW) -> dict[str, str]:
 async def test_a_user_changes_the_password_and_other_sign_ins_end(
     client: Client, sessions: SessionFactory, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployerp.api.authentication.REMEMBERED_SECONDS", 0)
+    monkeypatch.setattr("deployerp.api.access.authentication.REMEMBERED_SECONDS", 0)
     elsewhere = await new_client(client.http, settings)
     roles: dict[UUID, Role] = {client.organization_id: "viewer", elsewhere.organization_id: "viewer"}
     await add_user(sessions, EMAIL, roles)

@@ -4,10 +4,10 @@ from uuid import UUID
 
 import pytest
 
-from deployerp.domain.database import SessionFactory
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.providers import Provider
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
 from tests.conftest import Client, Fleet
 
 SECRET = "dop_v1_0123456789abcdef"

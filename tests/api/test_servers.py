@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.messages import OperationEnd
-from deployerp.domain.operations import Operation
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.operations.messages import OperationEnd
+from deployerp.domain.operations.operation import Operation
 from deployerp.domain.servers import Server
 from tests.conftest import Client, Fleet
 

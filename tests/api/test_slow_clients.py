@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from deployerp.api import serving
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 from tests.conftest import new_client
 from tests.serving import listening
 

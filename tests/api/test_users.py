@@ -7,12 +7,12 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
 from deployerp.domain.permissions import ROLES, Role
 from deployerp.domain.refresh_tokens import RefreshToken
-from deployerp.domain.settings import Settings
 from deployerp.domain.users import Identity, Member, User
 from tests.api.people import PASSWORD, Person, add_user, choose_password, person, sign_in
 from tests.conftest import Client, new_client

@@ -9,12 +9,12 @@ import pytest
 from sqlalchemy import select, update
 from sqlmodel import col
 
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet
 

@@ -13,12 +13,12 @@ from sqlmodel import col
 from temporalio.client import WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
-from deployerp.domain.audit_log import AuditEntry
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_endpoints import WebhookEndpoint, added_headers, signing_secrets
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.log import AuditEntry
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint, added_headers, signing_secrets
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client, Fleet, new_client, open_api
 

@@ -12,11 +12,11 @@ from sqlalchemy import select, update
 from sqlmodel import col
 
 from deployerp.api import webhook_endpoints
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
+from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from tests.api.rows import Planted
 from tests.conftest import Client, Fleet, new_client

@@ -3,8 +3,8 @@
 import asyncio
 from uuid import UUID
 
-from deployerp.domain.database import SessionFactory, open_database, session_factory
-from deployerp.domain.event_log import write_event
+from deployerp.database.sessions import SessionFactory, open_database, session_factory
+from deployerp.domain.events.log import write_event
 from deployerp.domain.servers import Server
 from tests.api.rows import Planted
 

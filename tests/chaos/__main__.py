@@ -20,9 +20,9 @@ from typing import Any
 import httpx
 from alembic import command as alembic
 
-from deployerp.domain import logs
-from deployerp.domain.settings import Settings
-from deployerp.embedded import provide_images
+from deployerp.core import logging
+from deployerp.core.settings import Settings
+from deployerp.embedded.control_plane import provide_images
 from deployerp.migrations import configuration
 from tests.chaos.log import Log
 from tests.chaos.programs import running
@@ -103,7 +103,7 @@ def _home(seed: int) -> Iterator[Path]:
 
 
 def main(seeds: Sequence[int], extent: Extent) -> int:
-    logs.configure("ERROR")
+    logging.configure("ERROR")
     _STATE.mkdir(exist_ok=True)
     result = asyncio.run(run_seeds(Settings(home=_STATE.resolve()), seeds, extent))
     _tell(json.dumps(result), sys.stdout)

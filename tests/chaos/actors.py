@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from deployerp.domain.lifecycles import OPEN_OPERATION_STATES, RETRYABLE_OPERATION_STATES
+from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES, RETRYABLE_OPERATION_STATES
 from tests.chaos.log import Log
 from tests.conftest import Client
 

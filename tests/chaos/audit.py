@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import DELETED, FAILED, LIFECYCLES, action_of
-from deployerp.domain.operations import Operation
+from deployerp.domain.operations.lifecycles import DELETED, FAILED, LIFECYCLES, action_of
+from deployerp.domain.operations.operation import Operation
 from deployerp.domain.servers import Server
 from tests.chaos.records import Records
 from tests.chaos.world import Node, Thing, World

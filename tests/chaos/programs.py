@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deployerp import embedded
-from deployerp.domain.errors import Unavailable
-from deployerp.domain.secrets import new_encryption_key
-from deployerp.domain.settings import Settings
+from deployerp.core.errors import Unavailable
+from deployerp.core.secrets import new_encryption_key
+from deployerp.core.settings import Settings
+from deployerp.embedded import control_plane
 from tests.conftest import free_port
 
 _READY_SECONDS = 60
@@ -165,7 +165,7 @@ async def running(
     home: Path, seed: int, prepare: Callable[[Settings], Awaitable[None]]
 ) -> AsyncIterator[Plane]:
     """A control plane of its own in `home`; `prepare` is given its settings before API and workers start."""
-    ports = embedded.Ports.free()
+    ports = control_plane.Ports.free()
     postgres = await _postgres(home)
     settings = Settings.model_validate(
         {
@@ -182,13 +182,13 @@ async def running(
         }
     )
     api_port = free_port()
-    ours, environment = (sys.executable, "-m"), embedded.environment_of(settings)
+    ours, environment = (sys.executable, "-m"), control_plane.environment_of(settings)
     cli = (*ours, "deployerp.cli")
     programs = [
         postgres,
         Program(
             "temporal",
-            embedded._temporal_command(settings, ports),
+            control_plane._temporal_command(settings, ports),
             home / "temporal.log",
             port=ports.temporal,
         ),

@@ -9,17 +9,17 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel, col
 
-from deployerp.domain.audit_verification import Verified, verify
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
+from deployerp.core.secrets import Vault
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.audit.verification import Verified, verify
+from deployerp.domain.events.event import Event
 from deployerp.domain.installations import installation_id
 from deployerp.domain.instances import Instance
-from deployerp.domain.lifecycles import OPEN_OPERATION_STATES
-from deployerp.domain.operations import Operation, OperationHold, OperationStep
+from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES
+from deployerp.domain.operations.operation import Operation, OperationHold, OperationStep
 from deployerp.domain.organizations import Organization
-from deployerp.domain.secrets import Vault
 from deployerp.domain.servers import Server
-from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 
 # They never end.

@@ -8,9 +8,9 @@ from typing import Any
 
 import httpx
 
-from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.lifecycles import DELETED
-from deployerp.domain.secrets import Vault
+from deployerp.core.secrets import Vault
+from deployerp.database.sessions import open_database, session_factory
+from deployerp.domain.operations.lifecycles import DELETED
 from deployerp.drivers.temporal import Temporal
 from tests.chaos import records, world
 from tests.chaos.actors import SECRET_VARIABLE, Customer, Order

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deployerp.domain.base import utc_now
-from deployerp.domain.events import Event
+from deployerp.database.base import utc_now
+from deployerp.domain.events.event import Event
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.operations.operation import Operation, OperationStep
 from deployerp.domain.servers import Server
 from tests.chaos.__main__ import together
 from tests.chaos.audit import audit, audit_nothing, audit_secrets, parts_of, targets

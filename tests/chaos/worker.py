@@ -9,10 +9,10 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from deployerp.domain import logs
-from deployerp.domain.errors import EngineError, EngineRefused
-from deployerp.domain.settings import Settings
-from deployerp.domain.steps import STEPS
+from deployerp.core import logging
+from deployerp.core.errors import EngineError, EngineRefused
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.steps import STEPS
 from deployerp.worker import open_worker
 
 _LATE, _LOST, _FAILED, _REFUSED = 0.08, 0.04, 0.04, 0.01
@@ -58,7 +58,7 @@ class _Inbound(ActivityInboundInterceptor):
 
 async def main(seed: int) -> None:
     settings = Settings()
-    logs.configure(settings.log_level)
+    logging.configure(settings.log_level)
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from deployerp.core.errors import VaultClosed
+from deployerp.core.secrets import new_encryption_key
+from deployerp.database.base import utc_now
 from deployerp.domain.access_tokens import AccessTokens, Claims, TokenRefused, key_name_of
-from deployerp.domain.base import utc_now
-from deployerp.domain.errors import VaultClosed
-from deployerp.domain.secrets import new_encryption_key
 from tests.forged_tokens import AUDIENCE, FORGERIES, ISSUER, Forge
 
 OLD, NEW = new_encryption_key(), new_encryption_key()

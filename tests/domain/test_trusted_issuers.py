@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from deployerp.domain.secrets import new_encryption_key
-from deployerp.domain.settings import Settings
+from deployerp.core.secrets import new_encryption_key
+from deployerp.core.settings import Settings
 
 RIGHT = {"issuer": "https://issuer.example/", "jwks_url": "https://issuer.example/keys", "audience": "erp"}
 

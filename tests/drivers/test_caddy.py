@@ -18,11 +18,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from deployerp.domain.errors import ProxyError, ValidationFailed
+from deployerp.core.errors import ProxyError, ValidationFailed
 from deployerp.drivers.caddy import Caddy, Route, container_spec, ensure_caddy
-from deployerp.drivers.containers import ContainerSpec, PublishedPort
-from deployerp.drivers.engine import Engine
-from deployerp.drivers.host import connect
+from deployerp.drivers.engine.containers import ContainerSpec, PublishedPort
+from deployerp.drivers.engine.engine import Engine
+from deployerp.drivers.server.host import connect
 
 IMAGE = os.environ.get("DEPLOYERP_TEST_CADDY_IMAGE", "caddy:2.11")
 

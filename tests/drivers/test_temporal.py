@@ -15,8 +15,8 @@ from temporalio.client import (
 )
 from temporalio.service import RPCError, RPCStatusCode
 
-from deployerp.domain.messages import OperationOrder, workflow_id
-from deployerp.domain.operations import Operation
+from deployerp.domain.operations.messages import OperationOrder, workflow_id
+from deployerp.domain.operations.operation import Operation
 from deployerp.drivers.temporal import KIND, NAME, ORGANIZATION, RESOURCE, SLUG, Temporal
 
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from deployerp.domain.messages import OperationOrder
-from deployerp.domain.settings import Settings
-from deployerp.embedded import provide_images
-from deployerp.workflows.operations import OperationRun
+from deployerp.core.settings import Settings
+from deployerp.domain.operations.messages import OperationOrder
+from deployerp.embedded.control_plane import provide_images
+from deployerp.workflows.run import OperationRun
 from tests.conftest import run_on_postgres, settings_for
 from tests.e2e import world
 from tests.e2e.plane import Plane, open_plane

@@ -7,7 +7,7 @@ from typing import Any
 from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
-from deployerp.domain.errors import DeployError, EngineError, EngineRefused
+from deployerp.core.errors import DeployError, EngineError, EngineRefused
 
 Deed = Callable[[], Awaitable[None]]
 MESSAGE = "The fault that the test has put here."

@@ -22,12 +22,12 @@ from sqlalchemy import select, update
 from sqlmodel import col
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from deployerp.domain.database import open_database, session_factory
-from deployerp.domain.secrets import Vault
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import open_database, session_factory
 from deployerp.domain.servers import Server
-from deployerp.domain.settings import Settings
 from deployerp.drivers.temporal import Temporal
-from deployerp.embedded import environment_of
+from deployerp.embedded.control_plane import environment_of
 from deployerp.worker import open_worker
 from tests.conftest import Client, free_port, new_client
 from tests.e2e import world

@@ -2,7 +2,7 @@
 
 import re
 
-from deployerp.drivers.host import generate_key_pair
+from deployerp.drivers.server.host import generate_key_pair
 from tests.e2e import world
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import Plane, browsing

@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 
-from deployerp.domain.steps import STEPS
+from deployerp.domain.operations.steps import STEPS
 from deployerp.workflows import instances, servers
 from tests.e2e import world
 from tests.e2e.conftest import House, Shop, steps_of

@@ -5,7 +5,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from deployerp import embedded
+from deployerp.embedded import control_plane
 from tests.conftest import Client, new_client, open_api, settings_for
 from tests.e2e.faults import MESSAGE
 from tests.e2e.plane import Workplace
@@ -14,7 +14,7 @@ AWAY_SECONDS = 6
 
 
 async def test_work_is_accepted_while_temporal_is_away(postgres_url: str, tmp_path: Path) -> None:
-    ports = embedded.Ports.free()
+    ports = control_plane.Ports.free()
     settings = settings_for(postgres_url, f"127.0.0.1:{ports.temporal}", tmp_path)
     # That a step begins is all that counts here, so the first one is the last.
     worker = Workplace(settings, tmp_path / "worker.log")
@@ -22,7 +22,7 @@ async def test_work_is_accepted_while_temporal_is_away(postgres_url: str, tmp_pa
     async with open_api(settings) as http:
         client = await new_client(http, settings)
         provider = await client.data("POST", "/v1/providers", {"name": "here", "kind": "docker"})
-        async with embedded.services(settings, ports):
+        async with control_plane.services(settings, ports):
             await worker.start()
         try:
             asked = time.monotonic()
@@ -34,7 +34,7 @@ async def test_work_is_accepted_while_temporal_is_away(postgres_url: str, tmp_pa
             await asyncio.sleep(AWAY_SECONDS)
 
             # The same worker and API, not started again, and the same file and port.
-            async with embedded.services(settings, ports):
+            async with control_plane.services(settings, ports):
                 back = datetime.now(UTC)
                 operation = await ended(client, begun["operation"]["id"])
                 waited = (datetime.fromisoformat(operation["startedAt"]) - back).total_seconds()

@@ -13,11 +13,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlmodel import SQLModel
 
-from deployerp.domain.events import Event
+from deployerp.domain.events.event import Event
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation, OperationStep
+from deployerp.domain.operations.operation import Operation, OperationStep
 from deployerp.domain.servers import Server
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
 from tests.e2e import world
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import SECRET_VARIABLE, Plane

@@ -7,7 +7,7 @@ import pytest
 from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowHandle
 
-from deployerp.domain.steps import STEPS
+from deployerp.domain.operations.steps import STEPS
 from deployerp.drivers.temporal import KIND, ORGANIZATION, RESOURCE, SLUG
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import Plane

@@ -20,12 +20,12 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from deployerp.activities.records import Records
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import ApiKey, key_id_of
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.lifecycles import OPEN_OPERATION_STATES
-from deployerp.domain.messages import OperationEnd, Outcome
-from deployerp.domain.operations import Operation
-from deployerp.domain.settings import Settings
+from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES
+from deployerp.domain.operations.messages import OperationEnd, Outcome
+from deployerp.domain.operations.operation import Operation
 from tests.conftest import Client, Fleet, new_client
 from tests.serving import listening
 

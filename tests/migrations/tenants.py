@@ -11,23 +11,24 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import SQLModel
 
+from deployerp.database.base import new_id, utc_now
+from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.audit_log import Deed, append
-from deployerp.domain.base import new_id, utc_now
-from deployerp.domain.database import SessionFactory, metadata
-from deployerp.domain.events import Event
+from deployerp.domain.audit.log import Deed, append
+from deployerp.domain.events.event import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations import Operation, OperationHold, OperationStep
+from deployerp.domain.operations.operation import Operation, OperationHold, OperationStep
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
 from deployerp.domain.servers import Server
 from deployerp.domain.set_password_tokens import SetPasswordToken
+from deployerp.domain.tables import metadata
 from deployerp.domain.users import Identity, Member, User
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 
 # What no request of a tenant has any business with.
 CLOSED = {"identities", "installations", "rate_windows", "refresh_tokens", "set_password_tokens"}

@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect
 
-from deployerp.domain.database import metadata, open_database
+from deployerp.database.sessions import open_database
+from deployerp.domain.tables import metadata
 from deployerp.migrations import configuration
 from tests.conftest import run_on_postgres
 

@@ -14,16 +14,16 @@ import pytest
 from alembic import command
 from sqlalchemy import func, select, text
 
-from deployerp.domain.audit_log import append
-from deployerp.domain.database import (
+from deployerp.database.sessions import (
     TENANT_ROLE,
     as_control_plane,
-    metadata,
     open_database,
     session_factory,
     tenant_transaction,
 )
+from deployerp.domain.audit.log import append
 from deployerp.domain.servers import Server
+from deployerp.domain.tables import metadata
 from deployerp.domain.users import User
 from deployerp.migrations import configuration
 from tests.conftest import run_on_postgres

@@ -10,20 +10,20 @@ import pytest
 from sqlalchemy import Table, Uuid, bindparam, func, insert, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 
-from deployerp.domain.base import new_id, utc_now
-from deployerp.domain.database import (
+from deployerp.database.base import new_id, utc_now
+from deployerp.database.reads import Query, open_reader
+from deployerp.database.sessions import (
     TENANT_ROLE,
     TENANT_SETTING,
     SessionFactory,
     as_control_plane,
-    metadata,
     session_factory,
     tenant_transaction,
 )
 from deployerp.domain.instances import Instance
 from deployerp.domain.organizations import Organization
-from deployerp.domain.reads import Query, open_reader
 from deployerp.domain.servers import Server
+from deployerp.domain.tables import metadata
 from deployerp.domain.users import Member, User
 from tests.migrations.tenants import CLOSED, VISIBLE, Tenant, refused, rows, settle
 

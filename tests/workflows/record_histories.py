@@ -15,10 +15,10 @@ from typing import Any
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
-from deployerp import embedded
-from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused
-from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
-from deployerp.domain.messages import EndpointOrder, TurnResult, queue_for
+from deployerp.core.errors import EngineError, ImageUnavailable, ProviderRefused
+from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType, action_of
+from deployerp.domain.operations.messages import EndpointOrder, TurnResult, queue_for
+from deployerp.embedded import control_plane
 from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
     Play,
@@ -188,9 +188,9 @@ async def main() -> None:
     FOLDER.mkdir(exist_ok=True)
     recorded = {}
     with tempfile.TemporaryDirectory() as home:
-        ports = embedded.Ports.free()
-        settings = embedded.embedded_settings(Path(home), ports)
-        async with embedded.services(settings, ports):
+        ports = control_plane.Ports.free()
+        settings = control_plane.embedded_settings(Path(home), ports)
+        async with control_plane.services(settings, ports):
             client = await Client.connect(f"127.0.0.1:{ports.temporal}", identity="recorder")
             for scenario in ON_TIME:
                 recorded[scenario.path] = await record(client, scenario)

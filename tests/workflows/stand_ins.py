@@ -16,15 +16,21 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deployerp.activities.instances import InstanceActivities
-from deployerp.activities.interceptor import ActivityInterceptor
-from deployerp.activities.operations import OperationActivities
 from deployerp.activities.records import Records, StepFailure
 from deployerp.activities.server_instances import ServerInstanceActivities
 from deployerp.activities.servers import ServerActivities
-from deployerp.activities.webhook_deliveries import WebhookActivities
-from deployerp.domain.lifecycles import ResourceType
-from deployerp.domain.messages import OperationEnd, OperationOrder, TurnResult, queue_for, workflow_id
-from deployerp.domain.steps import STEPS
+from deployerp.activities.steps.interceptor import ActivityInterceptor
+from deployerp.activities.sweep import OperationActivities
+from deployerp.activities.webhooks.deliveries import WebhookActivities
+from deployerp.domain.operations.lifecycles import ResourceType
+from deployerp.domain.operations.messages import (
+    OperationEnd,
+    OperationOrder,
+    TurnResult,
+    queue_for,
+    workflow_id,
+)
+from deployerp.domain.operations.steps import STEPS
 from deployerp.worker import WORKFLOWS, activities_of
 
 GROUPS = (

@@ -15,12 +15,12 @@ from uuid import UUID
 from playwright.async_api import Page, async_playwright
 from temporalio.client import Client, WorkflowFailureError
 
-from deployerp import embedded
-from deployerp.domain.errors import ImageUnavailable
-from deployerp.domain.lifecycles import ResourceType
-from deployerp.domain.messages import OperationOrder, workflow_id
-from deployerp.domain.steps import STEPS
+from deployerp.core.errors import ImageUnavailable
+from deployerp.domain.operations.lifecycles import ResourceType
+from deployerp.domain.operations.messages import OperationOrder, workflow_id
+from deployerp.domain.operations.steps import STEPS
 from deployerp.drivers.temporal import Temporal
+from deployerp.embedded import control_plane
 from tests.workflows.stand_ins import Play, StandIns, order_for, until, working
 
 FOLDER = Path(__file__).parents[2] / "docs" / "images"
@@ -93,13 +93,13 @@ async def _take(page: Page, address: str, name: str, text: str) -> None:
 
 
 async def take_screenshots(home: Path) -> None:
-    ports = embedded.Ports.free()
-    settings = embedded.embedded_settings(home, ports)
+    ports = control_plane.Ports.free()
+    settings = control_plane.embedded_settings(home, ports)
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         raise SystemExit("Chromium is missing: `scripts/system-packages chromium` installs it")
     FOLDER.mkdir(exist_ok=True)
-    async with embedded.services(settings, ports), async_playwright() as playwright:
+    async with control_plane.services(settings, ports), async_playwright() as playwright:
         namespace = settings.temporal_namespace
         # The picture must not show the machine that it was taken on.
         client = await Client.connect(settings.temporal_address, namespace=namespace, identity="api")

@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client as TemporalClient
 
-from deployerp.domain.settings import Settings
+from deployerp.core.settings import Settings
 from deployerp.worker import open_worker
 from tests.conftest import free_port, new_client, open_api
 

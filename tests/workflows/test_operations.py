@@ -11,15 +11,15 @@ from temporalio import workflow
 from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 
-from deployerp.activities import interceptor
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.servers import ServerActivities
-from deployerp.domain.errors import EngineError, ImageUnavailable, ProviderRefused, ProviderThrottled
-from deployerp.domain.lifecycles import LIFECYCLES, ResourceType, action_of
-from deployerp.domain.messages import OperationEnd, OperationOrder
-from deployerp.domain.steps import STEPS
+from deployerp.activities.steps import interceptor
+from deployerp.core.errors import EngineError, ImageUnavailable, ProviderRefused, ProviderThrottled
+from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType, action_of
+from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations.steps import STEPS
 from deployerp.worker import WORKFLOWS
-from deployerp.workflows.operations import OperationRun, run_operation
+from deployerp.workflows.run import OperationRun, run_operation
 from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
     REAL,

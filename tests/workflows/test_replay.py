@@ -13,7 +13,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
-from deployerp.domain import messages
+from deployerp.domain.operations import messages
 from deployerp.worker import WORKFLOWS
 from tests.workflows.record_histories import FOLDER, ON_TIME, SKIPPING
 

@@ -19,15 +19,16 @@ from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureEr
 from temporalio.exceptions import ActivityError, ApplicationError
 from temporalio.worker import Replayer, Worker
 
-from deployerp.activities import webhook_breaker, webhook_deliveries
-from deployerp.activities.interceptor import ActivityInterceptor
 from deployerp.activities.records import Records
-from deployerp.activities.webhook_deliveries import WebhookActivities
-from deployerp.domain.database import SessionFactory, metadata, open_database, session_factory
-from deployerp.domain.messages import EndpointOrder, TurnResult, queue_for
-from deployerp.domain.settings import Settings
-from deployerp.drivers.http import WebhookSender
+from deployerp.activities.steps.interceptor import ActivityInterceptor
+from deployerp.activities.webhooks import breaker, deliveries
+from deployerp.activities.webhooks.deliveries import WebhookActivities
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory, open_database, session_factory
+from deployerp.domain.operations.messages import EndpointOrder, TurnResult, queue_for
+from deployerp.domain.tables import metadata
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
+from deployerp.drivers.web.http import WebhookSender
 from deployerp.workflows.webhook_deliveries import MOST_EVENTS, WORKFLOWS, DeliverWebhooks
 from tests.skipping import skipping_environment
 from tests.webhooks import SECRET, VAULT, House, Receiver, always, receiving, statuses
@@ -41,7 +42,7 @@ ORDER = EndpointOrder(str(uuid4()), str(uuid4()))
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn ends at once when nothing is due."""
-    monkeypatch.setattr(webhook_deliveries, "_PAUSES", (0.01,))
+    monkeypatch.setattr(deliveries, "_PAUSES", (0.01,))
 
 
 @pytest.fixture(scope="module")
@@ -498,7 +499,7 @@ async def test_an_operator_sees_what_it_does_and_its_history_has_no_secret(
 async def test_a_corrected_url_is_tried_at_once_although_its_receiver_was_left_alone(
     client: Client, house: House, queue: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook_breaker, "_PAUSES", (36_000,))
+    monkeypatch.setattr(breaker, "_PAUSES", (36_000,))
     temporal = Temporal(client, queue)
     async with receiving(always(500)) as wrong, receiving(always(200)) as right:
         order = await house.listen(wrong.url)

@@ -16,13 +16,13 @@ import pytest
 from sqlalchemy import func, select
 from sqlmodel import col
 
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.events import Event
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.events.event import Event
+from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
-from deployerp.embedded import environment_of
+from deployerp.embedded.control_plane import environment_of
 from tests.conftest import free_port
 from tests.webhooks import SECRET, House
 from tests.workflows.unreliable_receiver import MOST_FAILURES

@@ -11,14 +11,14 @@ from sqlmodel import col
 from temporalio import activity
 from temporalio.client import Client
 
-from deployerp.domain.base import utc_now
-from deployerp.domain.database import SessionFactory
-from deployerp.domain.messages import EndpointOrder, TurnResult
-from deployerp.domain.secrets import Vault
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_deliveries import WebhookDelivery
+from deployerp.core.secrets import Vault
+from deployerp.core.settings import Settings
+from deployerp.database.base import utc_now
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.operations.messages import EndpointOrder, TurnResult
+from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
-from deployerp.embedded import environment_of
+from deployerp.embedded.control_plane import environment_of
 from deployerp.workflows.webhook_deliveries import DeliverWebhooks
 from tests.conftest import free_port
 from tests.webhooks import House, Receiver, receiving, statuses

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from deployerp.domain.errors import Unavailable
+from deployerp.core.errors import Unavailable
 
 revision = "0003"
 down_revision = "0002"

@@ -1,0 +1,123 @@
+"""Taking resources through their lifecycles: the operation that a workflow then carries out."""
+
+from contextlib import suppress
+from datetime import datetime
+from functools import partial
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import Response
+from pydantic import Field
+from sqlalchemy import select
+from sqlmodel import col
+
+from deployerp.api.contract.changes import Change
+from deployerp.api.contract.envelope import Data, shown
+from deployerp.api.contract.schemas import EXAMPLE_PARTS, View, enum_of
+from deployerp.core.errors import Conflict, InvalidState, Unavailable
+from deployerp.domain.operations import ordering
+from deployerp.domain.operations.lifecycles import (
+    LIFECYCLES,
+    OPEN_OPERATION_STATES,
+    OPERATION_STATES,
+    ResourceType,
+)
+from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.operations.operation import Operation
+from deployerp.domain.operations.ordering import Resource
+
+
+class OperationSummary(View):
+    id: UUID
+    resource_type: ResourceType
+    resource_id: UUID
+    action: str
+    state: Annotated[str, enum_of(OPERATION_STATES)]
+    error_code: str | None
+    error_message: str | None
+    retry_of: UUID | None
+    parent_id: UUID | None = Field(description="The operation that has ordered this one.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+
+def first_of(resource_type: ResourceType) -> dict[str, Any]:
+    """What a schema adds to an operation of this kind of resource, for its example."""
+    return {EXAMPLE_PARTS: {"resourceType": resource_type, "action": LIFECYCLES[resource_type].first.name}}
+
+
+async def create(change: Change, resource: Resource, taken: Conflict) -> Operation:
+    """Adds a new resource and the operation that brings it into being. Raises `taken` for a name in use."""
+    await change.add(resource, taken)
+    first = LIFECYCLES[ordering.RESOURCE_TYPES[type(resource)]].first.name
+    request = ordering.ActionRequest(first, change.caller.actor_id)
+    operation = await ordering.order_first(change.session, resource, request)
+    change.trail.made(operation)
+    return operation
+
+
+async def act(change: Change, resource: Resource, action: str, *, force: bool = False) -> Operation:
+    """Takes a locked resource on its way. Raises `OperationInProgress` and `InvalidState`.
+
+    With `force` it takes the place of the operations that hold the resource.
+    """
+    if force:
+        for closed in await ordering.supersede(change.session, resource):
+            change.afterwards.append(partial(_end, change, closed.order))
+    return await _order(change, resource, action, force=force)
+
+
+async def retry(change: Change, failed: Operation, resource: Resource) -> Operation:
+    """A new operation with the same order, for a locked resource that the last one left failed.
+
+    Raises `OperationInProgress` and `InvalidState`.
+    """
+    latest = await change.session.scalar(
+        select(col(Operation.id))
+        .where(
+            col(Operation.resource_id) == resource.id,
+            col(Operation.state).not_in(OPEN_OPERATION_STATES),
+        )
+        .order_by(col(Operation.created_at).desc(), col(Operation.id).desc())
+        .limit(1)
+    )
+    if latest != failed.id:
+        raise InvalidState(
+            "Only the latest operation of a resource can be retried.",
+            details={"latest_operation_id": str(latest)},
+        )
+    return await _order(change, resource, failed.action, force=failed.force, retry_of=failed.id)
+
+
+async def _order(
+    change: Change, resource: Resource, action: str, *, force: bool = False, retry_of: UUID | None = None
+) -> Operation:
+    request = ordering.ActionRequest(action, change.caller.actor_id, force, retry_of)
+    operation = await ordering.order(change.session, resource, request)
+    change.trail.made(operation)
+    return operation
+
+
+async def _end(change: Change, order: OperationOrder) -> None:
+    # Where Temporal does not answer, the workflow ends by itself: steps of closed operations are refused.
+    with suppress(Unavailable):
+        await change.shared.temporal.terminate(order.workflow_id, "A deletion by force took its place.")
+
+
+def accepted(change: Change, operation: Operation, data: Data | None = None) -> Response:
+    """202 with where the operation is; its workflow is started once all is written.
+
+    The data is the operation itself, unless some is given.
+    """
+    change.afterwards.append(partial(change.shared.temporal.offer_operation, operation.order))
+    headers = {"Location": f"/v1/operations/{operation.id}"}
+    return change.answer(data or shown(OperationSummary, operation), status=202, headers=headers)
+
+
+async def begun(change: Change, operation: Operation, view: type[View], resource: Resource) -> Response:
+    """202 with the resource and its operation."""
+    # What the database sets, such as the time of the update, is known after the flush.
+    await change.session.flush()
+    told = {"operation": shown(OperationSummary, operation)}
+    return accepted(change, operation, shown(view, resource) | told)

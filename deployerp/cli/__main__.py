@@ -1,0 +1,5 @@
+"""`python -m deployerp.cli` is the command `deployerp`."""
+
+from deployerp.cli.app import main
+
+main()

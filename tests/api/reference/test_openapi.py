@@ -1,0 +1,162 @@
+"""The contract is committed, complete and spelled the way clients expect it."""
+
+import json
+import re
+import runpy
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import jsonschema_rs
+import pytest
+
+from deployerp.domain.operations.lifecycles import INSTANCE, LIFECYCLES, SERVER
+
+ROOT = Path(__file__).parents[3]
+SCRIPT = runpy.run_path(str(ROOT / "docs" / "openapi.py"))
+DOCUMENT = json.loads(SCRIPT["document"]())
+OPERATIONS = [each for every in DOCUMENT["paths"].values() for each in every.values()]
+CALLS = [
+    each for path, every in DOCUMENT["paths"].items() if path.startswith("/v1/") for each in every.values()
+]
+SCHEMAS = DOCUMENT["components"]["schemas"]
+# The envelope is in snake_case, as the introduction to the API has it.
+ENVELOPE = re.compile("(List)?(Envelope|Meta)|ErrorEnvelope|ErrorBody|(List)?Envelope_.*")
+
+
+def test_the_committed_contract_is_what_the_code_does() -> None:
+    assert (ROOT / "openapi.json").read_text() == SCRIPT["document"](), "run `make openapi` and commit it"
+
+
+def test_operation_ids_are_unique() -> None:
+    ids = Counter(each["operationId"] for each in OPERATIONS)
+    assert max(ids.values()) == 1, ids
+
+
+GUARDED = [each for each in CALLS if "x-permission" in each]
+# The ways to an access token, for those who have none; one's own account; what the contract says itself.
+PUBLIC = {
+    "create_token",
+    "refresh_token",
+    "revoke_token",
+    "set_password",
+    "get_me",
+    "change_own_password",
+    "get_event_types",
+}
+
+
+def test_what_needs_no_permission_is_known() -> None:
+    assert {each["operationId"] for each in CALLS} - {each["operationId"] for each in GUARDED} <= PUBLIC
+
+
+@pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation["operationId"])
+def test_every_call_tells_its_errors_and_how_it_is_authorised(operation: dict) -> None:
+    answers = operation["responses"]
+    assert {"401", "403", "422", "500"} <= answers.keys()
+    path = next(path for path, every in DOCUMENT["paths"].items() if operation in every.values())
+    if "{id}" in path:
+        assert "404" in answers
+    if "202" in answers and "{id}" in path:
+        assert "409" in answers
+    for status, answer in answers.items():
+        if int(status) >= 400:
+            schema = answer["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}
+            assert re.fullmatch(r"`[a-z_]+`(, `[a-z_]+`)*", answer["description"])
+    assert operation["security"] == [{"bearer": []}]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation["operationId"])
+def test_every_operation_says_what_it_does(operation: dict) -> None:
+    assert operation["summary"]
+    assert set(operation["tags"]) <= {each["name"] for each in DOCUMENT["tags"] if each["description"]}
+
+
+def contents() -> Iterator[tuple[str, dict]]:
+    for operation in OPERATIONS:
+        bodies = {"body": operation["requestBody"]} if "requestBody" in operation else {}
+        for where, told in (bodies | operation["responses"]).items():
+            if "application/json" in told.get("content", {}):
+                yield f"{operation['operationId']}-{where}", told["content"]["application/json"]
+
+
+@pytest.mark.parametrize(
+    ("where", "content"), list(contents()), ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_every_example_is_what_its_schema_allows(where: str, content: dict) -> None:
+    schema = content["schema"] | {"components": DOCUMENT["components"]}
+    jsonschema_rs.validator_for(schema, validate_formats=True).validate(content["example"])
+
+
+def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
+    shown_by = {"operation": "get_operation", "delivery": "get_webhook_delivery"}
+    for operation in OPERATIONS:
+        if "202" in operation["responses"]:
+            answer = operation["responses"]["202"]
+            ((name, link),) = answer["links"].items()
+            if operation["operationId"] == "replay_events":
+                # Its answer tells how many deliveries it has begun, and the list has them.
+                assert link["operationId"] == "list_webhook_deliveries"
+                assert link["parameters"] == {"endpoint_id": "$request.path.id"}
+                continue
+            assert link["operationId"] == shown_by[name]
+            found = answer["content"]["application/json"]["example"]
+            about = found["data"]
+            if "operation" in about:
+                # The example tells one story.
+                begun = about["operation"]
+                kind = operation["tags"][0].removesuffix("s")
+                assert (begun["resourceType"], begun["resourceId"]) == (kind, about["id"])
+                assert begun["action"] == LIFECYCLES[kind].first.name
+                assert (begun["state"], begun["startedAt"], begun["finishedAt"]) == ("pending", None, None)
+                assert (about["status"], about.get("deployedAt")) == ("pending", None)
+            for part in link["parameters"]["id"].removeprefix("$response.body#/").split("/"):
+                found = found[part]
+            assert UUID(found)
+
+
+def test_every_change_may_be_too_large() -> None:
+    changes = [
+        operation["responses"].keys()
+        for every in DOCUMENT["paths"].values()
+        for method, operation in every.items()
+        if method != "get"
+    ]
+    assert all("413" in responses for responses in changes)
+
+
+def test_what_may_be_sent_again_says_so() -> None:
+    for path, every in DOCUMENT["paths"].items():
+        for method, operation in every.items():
+            sent = {each.get("$ref", "").rpartition("/")[2] for each in operation.get("parameters", [])}
+            changes = method in {"post", "put", "patch", "delete"} and "x-permission" in operation
+            assert ("Idempotency-Key" in sent) is changes, f"{method} {path}"
+            assert ("If-Match" in sent) is (changes and method in {"patch", "delete"}), f"{method} {path}"
+
+
+def test_every_reference_leads_somewhere() -> None:
+    for reference in re.findall(r'"\$ref": "#/([^"]+)"', json.dumps(DOCUMENT)):
+        found = DOCUMENT
+        for part in reference.split("/"):
+            found = found[part]
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEMAS if not ENVELOPE.fullmatch(name)])
+def test_every_field_is_in_camel_case(name: str) -> None:
+    fields = SCHEMAS[name].get("properties", {})
+    assert fields
+    assert [field for field in fields if not re.fullmatch("[a-z]+([A-Z][a-z]*)*", field)] == []
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in SCHEMAS if re.search("Create$|Update$|Request$|Given$", name)]
+)
+def test_what_clients_send_is_closed_to_unknown_fields(name: str) -> None:
+    assert SCHEMAS[name]["additionalProperties"] is False
+
+
+def test_states_are_those_of_the_lifecycles() -> None:
+    for name, lifecycle in (("ServerRead", SERVER), ("InstanceRead", INSTANCE)):
+        assert SCHEMAS[name]["properties"]["status"]["enum"] == list(lifecycle.states)
