@@ -52,7 +52,7 @@ class ApiKeyRead(View):
 
 
 class ApiKeyCreated(ApiKeyRead):
-    token: ShownOnce = Field(description="The key itself; shown only now.", examples=["erp_live_..."])
+    token: ShownOnce = Field(description="The key itself; shown only now.", examples=["dep_live_..."])
 
 
 @router.post("", status_code=201, responses=documented(), response_model=Envelope[ApiKeyCreated])

@@ -52,7 +52,7 @@ class SignIn(Body):
 
 
 class Renewal(Body):
-    refresh_token: RefreshSecret = Field(examples=["erp_refresh_..."])
+    refresh_token: RefreshSecret = Field(examples=["dep_refresh_..."])
 
 
 @router.post("/token", responses=limited(Unauthorized, ValidationFailed), response_model=Envelope[TokenRead])

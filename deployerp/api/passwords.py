@@ -45,7 +45,7 @@ NewPassword = Annotated[
 
 class PasswordChoice(Body):
     token: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
-        description="From whoever has made the user, or reset the password.", examples=["erp_password_..."]
+        description="From whoever has made the user, or reset the password.", examples=["dep_password_..."]
     )
     password: NewPassword
 

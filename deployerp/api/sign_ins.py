@@ -44,7 +44,7 @@ class TokenRead(View):
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  (the kind, not a token)
     expires_in: int = Field(description="Seconds.", examples=[900])
     refresh_token: str = Field(
-        description="Good for one exchange, for a new pair of both.", examples=["erp_refresh_..."]
+        description="Good for one exchange, for a new pair of both.", examples=["dep_refresh_..."]
     )
     organization: OrganizationSummary
     role: Role

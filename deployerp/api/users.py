@@ -67,7 +67,7 @@ class UserCreated(UserRead):
     set_password_token: ShownOnce = Field(
         description="For `POST /v1/auth/set-password`, once, within 7 days; shown only now. Null for a user"
         " of another organization, who keeps the password.",
-        examples=["erp_password_..."],
+        examples=["dep_password_..."],
     )
 
 

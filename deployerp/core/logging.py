@@ -11,13 +11,13 @@ import structlog
 
 # Shapes of secrets that can be told by looks alone; the others are kept out where they are handled.
 _SECRETS = re.compile(
-    r"(erp_live_[0-9a-z]{16}_)[0-9A-Za-z]+|(whsec_)[A-Za-z0-9+/=]+|(erp_(?:refresh|password)_)[A-Za-z0-9_-]+"
+    r"(dep_live_[0-9a-z]{16}_)[0-9A-Za-z]+|(whsec_)[A-Za-z0-9+/=]+|(dep_(?:refresh|password)_)[A-Za-z0-9_-]+"
     r"|(eyJ)[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
     r"|(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
     re.DOTALL,
 )
 # What such a secret has in it. Few texts do, and to look for this takes a tenth of the time.
-_SIGNS = ("erp_", "whsec_", "eyJ", "-----BEGIN ")
+_SIGNS = ("dep_", "whsec_", "eyJ", "-----BEGIN ")
 
 
 def redact(text: str) -> str:

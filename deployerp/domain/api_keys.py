@@ -1,4 +1,4 @@
-"""API keys: `erp_live_<id>_<random>`, shown once, kept as a SHA-256."""
+"""API keys: `dep_live_<id>_<random>`, shown once, kept as a SHA-256."""
 
 import re
 import secrets
@@ -13,7 +13,7 @@ from deployerp.core.secrets import digest
 from deployerp.database.base import Record, one_of, time_field
 from deployerp.domain.permissions import LEVELS
 
-_TOKEN = re.compile(r"erp_live_([0-9a-z]{16})_([0-9A-Za-z]{43})")
+_TOKEN = re.compile(r"dep_live_([0-9a-z]{16})_([0-9A-Za-z]{43})")
 _ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
 _SECRET_ALPHABET = _ALPHABET + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # A write per request would cost more than the knowledge is worth.
@@ -46,7 +46,7 @@ def new_api_key(
 ) -> tuple[ApiKey, str]:
     """A key record and its token; the token exists only here."""
     key_id = "".join(secrets.choice(_ALPHABET) for _ in range(16))
-    token = f"erp_live_{key_id}_" + "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(43))
+    token = f"dep_live_{key_id}_" + "".join(secrets.choice(_SECRET_ALPHABET) for _ in range(43))
     key = ApiKey(
         organization_id=organization_id,
         name=name,

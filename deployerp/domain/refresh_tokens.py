@@ -11,7 +11,7 @@ from sqlmodel import Field, col
 from deployerp.core.secrets import digest
 from deployerp.database.base import Record, UtcDateTime, new_id, time_field, utc_now
 
-_PREFIX = "erp_refresh_"
+_PREFIX = "dep_refresh_"
 
 
 class RefreshToken(Record, table=True):

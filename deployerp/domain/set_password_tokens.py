@@ -12,7 +12,7 @@ from deployerp.core.secrets import digest
 from deployerp.database.base import Record, UtcDateTime, utc_now
 
 LIFETIME = timedelta(days=7)
-_PREFIX = "erp_password_"
+_PREFIX = "dep_password_"
 
 
 class SetPasswordToken(Record, table=True):

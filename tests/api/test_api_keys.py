@@ -29,7 +29,7 @@ async def made(client: Client, level: str = "read", **more: object) -> tuple[dic
 
 async def test_a_key_is_shown_once_and_works_at_once(client: Client, sessions: SessionFactory) -> None:
     told, key = await made(client)
-    assert re.fullmatch(rf"erp_live_{told['keyId']}_[0-9A-Za-z]{{43}}", key.token)
+    assert re.fullmatch(rf"dep_live_{told['keyId']}_[0-9A-Za-z]{{43}}", key.token)
     assert await key.data("GET", "/v1/servers") == []
     path = f"/v1/api-keys/{told['id']}"
     answers = [await client.request("GET", at) for at in (path, "/v1/api-keys", "/v1/audit-log")]

@@ -429,7 +429,7 @@ async def test_a_new_role_is_told_at_the_next_exchange(
 
 
 @one_database
-@pytest.mark.parametrize("secret", ["x", "erp_refresh_" + "A" * 43, "é" * 20])
+@pytest.mark.parametrize("secret", ["x", "dep_refresh_" + "A" * 43, "é" * 20])
 async def test_what_is_no_refresh_token_is_refused(client: Client, secret: str) -> None:
     await ended(client.http, secret)
 
@@ -475,7 +475,7 @@ async def test_an_access_token_outlives_its_sign_in(client: Client, ada: User) -
 
 
 async def test_an_unknown_token_is_ended_already(client: Client) -> None:
-    assert (await post(client.http, "revoke", {"refreshToken": "erp_refresh_nobody"})).status_code == 204
+    assert (await post(client.http, "revoke", {"refreshToken": "dep_refresh_nobody"})).status_code == 204
 
 
 # Who I am.

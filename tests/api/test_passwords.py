@@ -125,7 +125,7 @@ async def test_a_token_is_kept_as_a_hash_and_expires(client: Client, sessions: S
 
 
 @one_database
-@pytest.mark.parametrize("token", ["x", "erp_password_" + "A" * 43, "é" * 20])
+@pytest.mark.parametrize("token", ["x", "dep_password_" + "A" * 43, "é" * 20])
 async def test_what_is_no_token_is_refused_without_work(
     client: Client, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:

@@ -176,7 +176,7 @@ async def test_one_role_lower_in_one_of_them_is_not_enough(
     made = await user.data("POST", "/v1/users", body, 201)
     # Somebody else, who happens to have the same address.
     assert made["id"] != str(ada.id)
-    assert (made["emailVerifiedAt"], made["setPasswordToken"][:13]) == (None, "erp_password_")
+    assert (made["emailVerifiedAt"], made["setPasswordToken"][:13]) == (None, "dep_password_")
 
 
 async def test_users_of_another_organization_are_not_there(

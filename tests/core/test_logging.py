@@ -19,15 +19,15 @@ from deployerp.domain.webhooks.endpoints import new_webhook_secret
 
 _, TOKEN = new_api_key(new_id(), "test", "read")
 WEBHOOK = new_webhook_secret()
-REFRESH = f"erp_refresh_{secrets.token_urlsafe(32)}"
-SET_PASSWORD = f"erp_password_{secrets.token_urlsafe(32)}"
+REFRESH = f"dep_refresh_{secrets.token_urlsafe(32)}"
+SET_PASSWORD = f"dep_password_{secrets.token_urlsafe(32)}"
 ACCESS = jwt.encode({"sub": "x"}, "k" * 32, "HS256")
 PRIVATE_KEY = asyncssh.generate_private_key("ssh-ed25519").export_private_key().decode()
 SECRETS = {
     "API key": (TOKEN, TOKEN.rpartition("_")[2]),
     "webhook secret": (WEBHOOK, WEBHOOK.removeprefix("whsec_")),
-    "refresh token": (REFRESH, REFRESH.removeprefix("erp_refresh_")),
-    "set-password token": (SET_PASSWORD, SET_PASSWORD.removeprefix("erp_password_")),
+    "refresh token": (REFRESH, REFRESH.removeprefix("dep_refresh_")),
+    "set-password token": (SET_PASSWORD, SET_PASSWORD.removeprefix("dep_password_")),
     "access token": (ACCESS, ACCESS.partition(".")[2]),
     "private key": (PRIVATE_KEY, PRIVATE_KEY.splitlines()[1]),
     "private key that is cut off": (PRIVATE_KEY[:120], PRIVATE_KEY.splitlines()[1][:40]),
@@ -48,7 +48,7 @@ def test_the_id_of_a_key_is_kept() -> None:
     assert redact(f"key {TOKEN} refused") == f"key {TOKEN.rpartition('_')[0]}_[secret] refused"
 
 
-@pytest.mark.parametrize("text", ["", "erp_live_ and whsec_", "-----BEGIN PUBLIC KEY-----\nMIIB", "é"])
+@pytest.mark.parametrize("text", ["", "dep_live_ and whsec_", "-----BEGIN PUBLIC KEY-----\nMIIB", "é"])
 def test_what_is_no_secret_is_kept(text: str) -> None:
     assert redact(text) == text
 

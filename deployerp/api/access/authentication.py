@@ -109,7 +109,7 @@ class Authenticator:
         except TokenRefused as refused:
             log.info("token refused", reason=str(refused))
             raise Unauthorized(
-                "A valid API key or access token is needed: send `Authorization: Bearer erp_live_...`."
+                "A valid API key or access token is needed: send `Authorization: Bearer dep_live_...`."
             ) from None
         finally:
             asked.pop(key, None)

@@ -50,7 +50,7 @@ def caller(request: Request) -> Caller:
     found: Caller | None = request.scope["state"].get("caller")
     if found is None:
         raise Unauthorized(
-            "A valid API key or access token is needed: send `Authorization: Bearer erp_live_...`."
+            "A valid API key or access token is needed: send `Authorization: Bearer dep_live_...`."
         )
     return found
 

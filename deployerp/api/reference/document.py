@@ -42,7 +42,7 @@ TAGS = {
 _BEARER = {
     "type": "http",
     "scheme": "bearer",
-    "description": "An API key (`erp_live_...`), or the access token of a user.",
+    "description": "An API key (`dep_live_...`), or the access token of a user.",
 }
 _TEXT, _NUMBER = {"type": "string"}, {"type": "integer"}
 # `(schema, description)` by name.

@@ -197,7 +197,7 @@ async def test_keys_that_are_wrong_expired_or_revoked_are_refused(world: World) 
 
 
 @pytest.mark.parametrize(
-    "token", ["", "garbage", "erp_live_", "a" * 100_000, "\udc80", "é", "erp_refresh_x", "a.b.c"]
+    "token", ["", "garbage", "dep_live_", "a" * 100_000, "\udc80", "é", "dep_refresh_x", "a.b.c"]
 )
 async def test_what_is_no_token_is_refused(world: World, token: str) -> None:
     await world.refuses(token)

@@ -21,7 +21,7 @@ from tests.conftest import Client, new_client, open_api
 
 TOLD = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset", "ratelimit-policy", "ratelimit")
 STARTER = '"minute";q=100;w=60, "hour";q=1000;w=3600'
-GUESS = {"Authorization": f"Bearer erp_live_{'0' * 16}_{'x' * 43}"}
+GUESS = {"Authorization": f"Bearer dep_live_{'0' * 16}_{'x' * 43}"}
 one_database = pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 
 
@@ -184,7 +184,7 @@ async def guessed(sessions: SessionFactory) -> int:
 
 
 async def status_of_guess(http: httpx.AsyncClient, number: int = 0) -> int:
-    headers = {"Authorization": f"Bearer erp_live_{number:016}_{'x' * 43}"}
+    headers = {"Authorization": f"Bearer dep_live_{number:016}_{'x' * 43}"}
     return (await http.get("/v1/servers", headers=headers)).status_code
 
 

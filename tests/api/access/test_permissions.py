@@ -170,7 +170,7 @@ async def credentials(client: Client, sessions: SessionFactory) -> dict[str, str
         "revoked": f"Bearer {revoked_token}",
         "unsigned": "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJ4In0.",
         "SQL": "Bearer ' OR 1=1 --",
-        "not ASCII": "Bearer erp_live_é",
+        "not ASCII": "Bearer dep_live_é",
     }
 
 
