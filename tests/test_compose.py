@@ -36,7 +36,9 @@ SECRETS = {
     ENCRYPTION_KEYS: OURS,
 }
 # They mean something only to the embedded control plane, to the command line, and to the `docker` provider.
-NOT_IN_COMPOSE = {"home", "api_host", "api_port", "node_image"}
+# Its Temporal is its own, in a network of its own.
+TEMPORAL_ELSEWHERE = {"temporal_api_key", *(each for each in Settings.model_fields if "temporal_tls" in each)}
+NOT_IN_COMPOSE = {"home", "api_host", "api_port", "node_image", *TEMPORAL_ELSEWHERE}
 
 Services = dict[str, dict[str, Any]]
 

@@ -16,6 +16,7 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import make_url
@@ -100,6 +101,25 @@ class Settings(BaseSettings):
     temporal_address: str = Field("127.0.0.1:7233", description="Temporal's frontend, host:port.")
     temporal_namespace: str = Field("default", description="Temporal namespace.")
     temporal_task_queue: str = Field("deployerp", description="Task queue of the workers.")
+    temporal_tls: bool = Field(
+        False, description="Connect to Temporal with TLS. An API key or a TLS file below also turns it on."
+    )
+    temporal_api_key: SecretStr | None = Field(
+        None, description="API key for Temporal, as Temporal Cloud issues it."
+    )
+    temporal_tls_ca_file: Path | None = Field(
+        None,
+        description="PEM file of the authority that signed Temporal's certificate; by default the system's.",
+    )
+    temporal_tls_certificate_file: Path | None = Field(
+        None, description="PEM file of the client certificate for mTLS."
+    )
+    temporal_tls_key_file: Path | None = Field(
+        None, description="PEM file of the client certificate's private key."
+    )
+    temporal_tls_server_name: str | None = Field(
+        None, description="Host name in Temporal's certificate, where it is not that of the address."
+    )
     sweep_seconds: float = Field(10, gt=0, description="How often unstarted and orphaned work is looked for.")
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on.")
@@ -204,6 +224,14 @@ class Settings(BaseSettings):
                     "must hold Fernet keys only (`deployerp keys encryption` makes one)"
                 ) from None
         return keys
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> "Settings":
+        if (self.temporal_tls_certificate_file is None) != (self.temporal_tls_key_file is None):
+            raise ValueError(
+                "temporal_tls_certificate_file and temporal_tls_key_file are needed together, or neither"
+            )
+        return self
 
     @field_validator("trusted_issuers")
     @classmethod

@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import structlog
@@ -15,7 +16,6 @@ from temporalio.api.enums.v1 import IndexedValueType
 from temporalio.api.operatorservice.v1 import AddSearchAttributesRequest, ListSearchAttributesRequest
 from temporalio.client import (
     Client,
-    ScheduleActionExecutionStartWorkflow,
     WorkflowExecutionStatus,
 )
 from temporalio.common import (
@@ -26,7 +26,7 @@ from temporalio.common import (
     WorkflowIDReusePolicy,
 )
 from temporalio.exceptions import WorkflowAlreadyStartedError
-from temporalio.service import RPCError, RPCStatusCode
+from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from deployerp.core.errors import Unavailable
 from deployerp.core.settings import Settings
@@ -59,8 +59,13 @@ class Temporal:
 
     @classmethod
     async def open(cls, settings: Settings, *, lazy: bool = True) -> "Temporal":
+        key = settings.temporal_api_key
         client = await Client.connect(
-            settings.temporal_address, namespace=settings.temporal_namespace, lazy=lazy
+            settings.temporal_address,
+            namespace=settings.temporal_namespace,
+            api_key=key.get_secret_value() if key else None,
+            tls=_tls_of(settings),
+            lazy=lazy,
         )
         return cls(client, settings.temporal_task_queue)
 
@@ -202,7 +207,6 @@ class Temporal:
 
     async def ensure_sweep(self) -> None:
         """Starts the one workflow that sweeps, unless it runs."""
-        await self._remove_sweep_schedule()
         await self.client.start_workflow(
             "KeepSweeping",
             id=self._sweep_id,
@@ -212,23 +216,24 @@ class Temporal:
             static_summary="Start and close what was left",
         )
 
-    async def _remove_sweep_schedule(self) -> None:
-        """Removes the schedule with which older versions swept, and the round of theirs that still runs."""
-        schedule = self.client.get_schedule_handle(self._sweep_id)
-        try:
-            description = await schedule.describe()
-            await schedule.delete()
-        except RPCError as error:
-            if error.status == RPCStatusCode.NOT_FOUND:
-                return
-            raise
-        for action in description.info.running_actions:
-            if isinstance(action, ScheduleActionExecutionStartWorkflow):
-                await self.terminate(action.workflow_id, "One workflow that never ends sweeps now.")
-
     @property
     def _sweep_id(self) -> str:
         return f"{self._task_queue}-sweep"
+
+
+def _tls_of(settings: Settings) -> TLSConfig | bool:
+    """How the connection is encrypted. Raises OSError for a file that cannot be read."""
+    config = TLSConfig(
+        server_root_ca_cert=_read(settings.temporal_tls_ca_file),
+        client_cert=_read(settings.temporal_tls_certificate_file),
+        client_private_key=_read(settings.temporal_tls_key_file),
+        domain=settings.temporal_tls_server_name,
+    )
+    return config if config != TLSConfig() else settings.temporal_tls or bool(settings.temporal_api_key)
+
+
+def _read(file: Path | None) -> bytes | None:
+    return file.read_bytes() if file else None
 
 
 def webhook_task_queue(task_queue: str, *, failing: bool = False) -> str:

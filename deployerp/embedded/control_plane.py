@@ -72,9 +72,12 @@ def embedded_settings(home: Path, ports: Ports) -> Settings:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """The variables by which another process gets the same settings."""
-    told = json.loads(settings.model_dump_json(exclude={"encryption_keys"}))
-    told["encryption_keys"] = [key.get_secret_value() for key in settings.encryption_keys]
-    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in told.items()}
+    secrets = {"encryption_keys", "temporal_api_key"}
+    values = json.loads(settings.model_dump_json(exclude=secrets, exclude_none=True))
+    values["encryption_keys"] = [key.get_secret_value() for key in settings.encryption_keys]
+    if settings.temporal_api_key is not None:
+        values["temporal_api_key"] = settings.temporal_api_key.get_secret_value()
+    plain = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     return {f"DEPLOYERP_{name.upper()}": value for name, value in plain.items()}
 
 

@@ -26,6 +26,7 @@ def test_the_environment_of_another_process_gives_it_the_same_settings(
             "odoo_versions": ["18.0", "19.0"],
             "allowed_networks": ["10.0.0.0/8", "fd00::/8"],
             "sweep_seconds": 2.5,
+            "temporal_api_key": "a key of Temporal",
         }
     )
     for name, value in environment_of(given).items():
@@ -37,6 +38,13 @@ def test_keys_are_not_shown() -> None:
     key = new_encryption_key()
     settings = Settings.model_validate({"encryption_keys": [key]})
     assert key not in repr(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize("name", ["temporal_tls_certificate_file", "temporal_tls_key_file"])
+def test_a_certificate_and_its_key_are_needed_together(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"DEPLOYERP_{name.upper()}", "/etc/deployerp/client.pem")
+    with pytest.raises(ValidationError, match="are needed together"):
+        Settings()
 
 
 @pytest.mark.parametrize("form", ['"{}"', '{{"{}": 1}}', '[["{}"]]'])

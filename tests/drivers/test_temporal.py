@@ -1,23 +1,24 @@
 """What Temporal is asked for, against a real server: workflows that people find, and one sweep."""
 
+import asyncio
+import contextlib
 import re
-from datetime import timedelta
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr
 from temporalio.client import (
     Client,
-    Schedule,
-    ScheduleActionStartWorkflow,
-    ScheduleIntervalSpec,
-    ScheduleSpec,
     WorkflowExecutionStatus,
 )
-from temporalio.service import RPCError, RPCStatusCode
 
+from deployerp.core.settings import Settings
 from deployerp.domain.operations.messages import OperationOrder, workflow_id
-from deployerp.domain.operations.operation import Operation
 from deployerp.drivers.temporal import KIND, NAME, ORGANIZATION, RESOURCE, SLUG, Temporal
+from tests.certificates import write_certificate
 
 
 @pytest.fixture
@@ -53,13 +54,6 @@ async def test_an_operation_is_found_by_the_name_of_its_resource(temporal: Tempo
 
 
 @pytest.mark.fault("16")
-async def test_an_operation_from_before_ids_were_kept_is_found_under_its_old_one(temporal: Temporal) -> None:
-    operation = Operation(organization_id=uuid4(), resource_type="server", resource_id=uuid4(), action="stop")
-    await temporal.start_operation(operation.order)
-    assert await temporal.run_state(f"op-{operation.id}") == "running"
-
-
-@pytest.mark.fault("16")
 async def test_every_worker_adopts_the_sweep_that_runs(temporal: Temporal) -> None:
     await temporal.ensure_sweep()
     sweep = temporal.client.get_workflow_handle(f"{temporal._task_queue}-sweep")
@@ -72,22 +66,63 @@ async def test_every_worker_adopts_the_sweep_that_runs(temporal: Temporal) -> No
     assert (described.status, described.workflow_type) == (WorkflowExecutionStatus.RUNNING, "KeepSweeping")
 
 
-@pytest.mark.fault("16")
-async def test_the_schedule_of_older_versions_goes_with_its_last_round(temporal: Temporal) -> None:
-    name = f"{temporal._task_queue}-sweep"
-    old = await temporal.client.create_schedule(
-        name,
-        Schedule(
-            action=ScheduleActionStartWorkflow("Sweep", id=name, task_queue=temporal._task_queue),
-            spec=ScheduleSpec(intervals=[ScheduleIntervalSpec(every=timedelta(hours=1))]),
-        ),
-        trigger_immediately=True,
-    )
-    while not (running := (await old.describe()).info.running_actions):
-        pass
-    await temporal.ensure_sweep()
-    with pytest.raises(RPCError) as gone:
-        await old.describe()
-    assert gone.value.status == RPCStatusCode.NOT_FOUND
-    assert await temporal.run_state(running[0].workflow_id) == "ended"
-    assert await temporal.run_state(name) == "running"
+@pytest.fixture
+async def behind_tls(temporal_address: str, tmp_path: Path) -> AsyncIterator[Settings]:
+    """Temporal behind a proxy that asks for a client certificate, as production clusters have it."""
+    server = write_certificate(tmp_path, "temporal.example")
+    client = write_certificate(tmp_path, "deployerp.example")
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(client.certificate))
+    tls.verify_mode = ssl.CERT_REQUIRED
+    tls.load_cert_chain(server.certificate, server.key)
+    tls.set_alpn_protocols(["h2"])
+    host, port = temporal_address.split(":")
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream_reader, upstream_writer = await asyncio.open_connection(host, int(port))
+        await asyncio.gather(_copy(reader, upstream_writer), _copy(upstream_reader, writer))
+
+    proxy = await asyncio.start_server(forward, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield Settings(
+            temporal_address=f"127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
+            temporal_tls_ca_file=server.certificate,
+            temporal_tls_certificate_file=client.certificate,
+            temporal_tls_key_file=client.key,
+            temporal_tls_server_name="temporal.example",
+        )
+    finally:
+        proxy.close()
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
+
+
+async def test_temporal_is_reached_with_a_client_certificate(behind_tls: Settings) -> None:
+    assert await (await Temporal.open(behind_tls)).is_ready()
+
+
+@pytest.mark.parametrize(
+    "without",
+    [
+        {"temporal_tls_ca_file": None},
+        {"temporal_tls_certificate_file": None, "temporal_tls_key_file": None},
+        {"temporal_tls_server_name": "other.example"},
+    ],
+    ids=["authority", "client certificate", "server name"],
+)
+async def test_temporal_is_not_reached_without_a_part_of_tls(
+    behind_tls: Settings, without: dict[str, object]
+) -> None:
+    assert not await (await Temporal.open(behind_tls.model_copy(update=without))).is_ready()
+
+
+async def test_an_api_key_is_sent_over_tls() -> None:
+    temporal = await Temporal.open(Settings(temporal_api_key=SecretStr("a key")))
+    config = temporal.client.service_client.config
+    assert config.api_key == "a key"
+    assert config.tls is True

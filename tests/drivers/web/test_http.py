@@ -15,14 +15,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deployerp.core.errors import EndpointUnreachable
 from deployerp.drivers.web.http import WebhookSender, retry_after_of
+from tests.certificates import write_certificate
 from tests.drivers.web.receivers import (
     LOOPBACK,
     answering,
@@ -166,29 +164,9 @@ async def test_a_proxy_in_the_environment_is_not_used(monkeypatch: pytest.Monkey
 
 
 def _certificate(folder: Path, name: str) -> ssl.SSLContext:
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
+    files = write_certificate(folder, name)
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    server.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    server.load_cert_chain(files.certificate, files.key)
     return server
 
 
@@ -196,7 +174,7 @@ async def test_tls_asks_for_the_name_and_checks_it(tmp_path: Path, connects: lis
     server = _certificate(tmp_path, "hooks.test")
     names: list[str | None] = []
     server.sni_callback = lambda _socket, name, _context: names.append(name)
-    trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+    trusting = ssl.create_default_context(cafile=tmp_path / "hooks.test.pem")
     resolve, _ = resolving(["127.0.0.1"])
     sender = WebhookSender([LOOPBACK], resolve=resolve, tls=trusting)
     async with receiver(answering(), ssl_context=server) as port:
@@ -214,7 +192,7 @@ async def test_tls_asks_for_the_name_and_checks_it(tmp_path: Path, connects: lis
 async def test_a_name_is_verified_also_beside_a_kept_connection_of_another(tmp_path: Path) -> None:
     server = _certificate(tmp_path, "hooks.test")
     resolve, _ = resolving(["127.0.0.1"])
-    trusting = ssl.create_default_context(cafile=tmp_path / "cert.pem")
+    trusting = ssl.create_default_context(cafile=tmp_path / "hooks.test.pem")
     async with (
         receiver(answering(), ssl_context=server) as port,
         WebhookSender([LOOPBACK], resolve=resolve, tls=trusting) as sender,
