@@ -115,7 +115,7 @@ async def test_an_owner_who_may_not_make_roles_is_told_what_to_ask_for(owner: Ow
 @pytest.mark.parametrize("owner", ["CREATEROLE"], indirect=True)
 async def test_walls_come_down_and_up_again(owner: Owner) -> None:
     await owner.migrate()
-    await asyncio.to_thread(command.downgrade, configuration(owner.url), "0002")
+    await asyncio.to_thread(command.downgrade, configuration(owner.url), "base")
     engine = open_database(owner.url)
     async with engine.connect() as connection:
         query = text(
