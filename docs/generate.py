@@ -23,15 +23,12 @@ import deployerp.drivers
 from deployerp.core.errors import DeployError, tree
 from deployerp.core.settings import Settings
 from deployerp.domain.events.types import EVENT_TYPES, EventType
-from deployerp.domain.operations.lifecycles import (
-    FAILED,
-    INSTANCE,
-    LIFECYCLES,
-    SERVER,
-    Lifecycle,
-)
+from deployerp.domain.instances import INSTANCE
+from deployerp.domain.operations.lifecycles import FAILED, Lifecycle
 from deployerp.domain.operations.steps import STEPS
 from deployerp.domain.permissions import LEVEL_PERMISSIONS, PERMISSIONS, ROLE_PERMISSIONS
+from deployerp.domain.servers import SERVER
+from deployerp.domain.tables import lifecycles
 from deployerp.drivers.clouds.cloud import credential_fields, provider_kinds
 
 DOCS = Path(__file__).parent
@@ -152,7 +149,7 @@ def actions() -> str:
                 f"`{action.workflow}`",
                 f"`{action.event}`",
             )
-            for lifecycle in LIFECYCLES.values()
+            for lifecycle in lifecycles().values()
             for action in lifecycle.actions.values()
         ),
     )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deployerp.domain.operations.lifecycles import LIFECYCLES, Lifecycle
+from deployerp.domain.operations.lifecycles import Lifecycle
+from deployerp.domain.tables import lifecycles
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -42,7 +43,7 @@ def test_every_error_code_of_the_package_is_listed() -> None:
     assert {error.code for error in GENERATOR["error_classes"]()} == declared
 
 
-@pytest.mark.parametrize("lifecycle", LIFECYCLES.values(), ids=LIFECYCLES)
+@pytest.mark.parametrize("lifecycle", lifecycles().values(), ids=lifecycles())
 def test_every_state_that_an_action_touches_is_drawn(lifecycle: Lifecycle) -> None:
     drawn = set(re.findall(r"\b[a-z]+\b", GENERATOR["diagram"](lifecycle)))
     for action in lifecycle.actions.values():

@@ -197,8 +197,8 @@ class InstanceActivities:
         while await self._records.other_step_runs(order, "remove_instance"):
             tell("Waits for the end of a step that may still be making containers")
             await asyncio.sleep(_OTHER_STEP_SECONDS)
-        instance = await self._records.instance(order.resource_id)
-        server = await self._records.server(instance.server_id)
+        instance = await self._records.get(Instance, order.resource_id)
+        server = await self._records.get(Server, instance.server_id)
         if server.node_id is None:
             tell("The server is gone, and the instance with it")
             return
@@ -250,8 +250,8 @@ class InstanceActivities:
 
     @asynccontextmanager
     async def _site(self, order: OperationOrder) -> AsyncIterator[Site]:
-        instance = await self._records.instance(order.resource_id)
-        server = await self._records.server(instance.server_id)
+        instance = await self._records.get(Instance, order.resource_id)
+        server = await self._records.get(Server, instance.server_id)
         async with self._hosts.open(server) as host, naming_full_disks(host):
             engine = await host.engine()
             images = recorded_images(instance)

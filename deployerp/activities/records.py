@@ -1,9 +1,9 @@
 """The only writer of state: claims, steps, ends, and the facts of resources, each in one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Select, exists, func, select, update
@@ -11,21 +11,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
 
-from deployerp.activities.steps.settling import lock_held_instances, settle
+from deployerp.activities.steps.settling import lock_included, settle
 from deployerp.core.errors import NotFound, OperationClosed
-from deployerp.database.base import utc_now
+from deployerp.database.base import Record, utc_now
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.events.log import write_event
 from deployerp.domain.events.types import STALLED
 from deployerp.domain.installations import installation_id
-from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import DELETED, OPEN_OPERATION_STATES, action_of
+from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationStep
-from deployerp.domain.operations.ordering import MODELS, Resource, order_within
+from deployerp.domain.operations.ordering import Actor
+from deployerp.domain.operations.ordering import order as order_operation
 from deployerp.domain.operations.retries import STALLED_AFTER
-from deployerp.domain.providers import Provider
-from deployerp.domain.servers import Server
+from deployerp.domain.operations.stateful import STATEFUL, Stateful, action_of
 from deployerp.drivers.temporal import Temporal
 
 
@@ -39,10 +38,11 @@ class StepFailure:
 
 
 @dataclass(frozen=True)
-class StartProgress:
-    """The starts of instances that an operation orders.
+class ChildProgress:
+    """The operations that an operation has ordered.
 
-    `ordered` are new, `failed` are the names of instances that did not start; `ended` of `total` are over.
+    `ordered` are new, `failed` are the names of the resources whose operation did not succeed; `ended` of
+    `total` are over.
     """
 
     ordered: list[OperationOrder]
@@ -51,7 +51,8 @@ class StartProgress:
     total: int
 
 
-Model = TypeVar("Model", bound=Server | Instance | Provider)
+Model = TypeVar("Model", bound=Record)
+Included = TypeVar("Included", bound=Stateful)
 # A running step renews its row every few seconds. One that has not for this long is over: its worker is dead,
 # and the longest call to a cloud that it can have left behind (60 s) has returned or timed out.
 STEP_LEASE = timedelta(seconds=90)
@@ -74,13 +75,12 @@ class Records:
         async with self._sessions() as session, session.begin():
             operation = await _locked_operation(session, order)
             if operation.state == "pending":
-                resource = await _existing(session, MODELS[order.resource_type], order.resource_id)
+                resource = await _existing(session, STATEFUL[order.resource_type], order.resource_id)
                 if resource.deleted_at is not None:
                     return False
                 operation.state = "running"
                 operation.started_at = utc_now()
-                resource.status = action_of(order.resource_type, order.action).transitional
-                resource.status_message = None
+                resource.move(action_of(order.resource_type, order.action).transitional)
             return operation.state == "running"
 
     @activity.defn
@@ -97,52 +97,41 @@ class Records:
         async with self._sessions() as session:
             return await installation_id(session)
 
-    async def server(self, server_id: str | UUID) -> Server:
+    async def get(self, table: type[Model], id: str | UUID) -> Model:
+        """A record by its id. Raises `NotFound`."""
         async with self._sessions() as session:
-            return await _existing(session, Server, server_id)
+            return await _existing(session, table, id)
 
-    async def instance(self, instance_id: str | UUID) -> Instance:
+    async def find(self, query: Select[Any]) -> Sequence[Any]:
+        """What a query of one entity or column finds."""
         async with self._sessions() as session:
-            return await _existing(session, Instance, instance_id)
+            return (await session.scalars(query)).all()
 
-    async def routed_instances(self, server_id: UUID) -> Sequence[Instance]:
-        """The instances of a server that have a route, whether they run or not.
-
-        One that is being deployed counts: its own step may have made the route already.
-        """
-        deploying = action_of("instance", "deploy").transitional
-        deleting = action_of("instance", "delete").transitional
-        query = select(Instance).where(
-            col(Instance.server_id) == server_id,
-            col(Instance.deployed_at).is_not(None) | (col(Instance.status) == deploying),
-            col(Instance.status).not_in((deleting, DELETED)),
-        )
+    async def included(self, order: OperationOrder, table: type[Included]) -> Sequence[Included]:
+        """The resources of a table that an operation holds beside its own."""
         async with self._sessions() as session:
-            return (await session.scalars(query.order_by(col(Instance.id)))).all()
+            return [each for each in await lock_included(session, order) if isinstance(each, table)]
 
-    async def held_instances(self, order: OperationOrder) -> Sequence[Instance]:
-        """The instances that an operation on their server holds."""
-        async with self._sessions() as session:
-            return await lock_held_instances(session, order)
-
-    async def observe_instances(self, order: OperationOrder, statuses: Mapping[UUID, str]) -> None:
-        """Writes the observed statuses of instances that the operation on their server holds.
+    async def observe_included(self, order: OperationOrder, statuses: Mapping[UUID, str]) -> None:
+        """Writes the observed statuses of resources that the operation holds beside its own.
 
         Raises `OperationClosed`.
         """
         async with self._sessions() as session, session.begin():
-            for instance in await lock_held_instances(session, order):
-                instance.status = statuses.get(instance.id, instance.status)
+            for resource in await lock_included(session, order):
+                resource.move(statuses.get(resource.id, resource.status), resource.status_message)
             await session.flush()
             await _require_open(session, order.operation_id)
 
-    async def order_starts(self, order: OperationOrder, at_once: int) -> StartProgress:
-        """Orders starts of held instances whose desired state is running, until `at_once` are open.
+    async def order_included(
+        self, order: OperationOrder, action: str, wanted: Callable[[Any], bool], at_once: int
+    ) -> ChildProgress:
+        """Orders an action on held resources that are `wanted`, until `at_once` of these operations are open.
 
         Raises `OperationClosed`.
         """
         async with self._sessions() as session, session.begin():
-            waiting = [each for each in await lock_held_instances(session, order) if _is_to_run(each)]
+            waiting = [each for each in await lock_included(session, order) if wanted(each)]
             parent = await _require_open(session, order.operation_id)
             if parent.state == "cancelling":
                 waiting = []
@@ -150,27 +139,18 @@ class Records:
             known = before.all()
             ended = [each for each in known if each.state not in OPEN_OPERATION_STATES]
             free = max(0, at_once - (len(known) - len(ended)))
-            ordered = [await order_within(session, parent, each, "start") for each in waiting[:free]]
-            return StartProgress(
+            actor = Actor(parent.requested_by)
+            ordered = [
+                await order_operation(session, actor, each, action, parent=parent) for each in waiting[:free]
+            ]
+            return ChildProgress(
                 ordered=[each.order for each in ordered],
-                failed=[each.resource_name or "" for each in ended if each.state != "succeeded"],
+                failed=[each.resource_name for each in ended if each.state != "succeeded"],
                 ended=len(ended),
                 total=len(known) + len(waiting),
             )
 
-    async def deleted_instances(self, ids: Sequence[UUID]) -> Sequence[UUID]:
-        """Those of `ids` whose instance is deleted."""
-        query = select(col(Instance.id)).where(
-            col(Instance.id).in_(ids), col(Instance.deleted_at).is_not(None)
-        )
-        async with self._sessions() as session:
-            return (await session.scalars(query)).all()
-
-    async def provider(self, provider_id: UUID) -> Provider:
-        async with self._sessions() as session:
-            return await _existing(session, Provider, provider_id)
-
-    async def note(self, order: OperationOrder, resource: Resource, **facts: object) -> None:
+    async def note(self, order: OperationOrder, resource: Stateful, **facts: object) -> None:
         """Writes facts about a resource that a step of `order` has found out. Raises `OperationClosed`."""
         model = type(resource)
         async with self._sessions() as session, session.begin():
@@ -290,10 +270,6 @@ class Records:
         await self._temporal.wake_endpoints(asleep)
 
 
-def _is_to_run(instance: Instance) -> bool:
-    return instance.has_run and instance.desired_state == "running" and instance.deleted_at is None
-
-
 async def _require_open(session: AsyncSession, operation_id: str) -> Operation:
     """Locks the operation, so that nobody closes it before the transaction ends. Raises `OperationClosed`."""
     operation = await session.get(Operation, UUID(operation_id), with_for_update={"read": True})
@@ -305,8 +281,8 @@ async def _require_open(session: AsyncSession, operation_id: str) -> Operation:
 async def _locked_operation(session: AsyncSession, order: OperationOrder) -> Operation:
     # Resources first, and a server before its instances, as requests do: who locked them in another order
     # would make deadlocks.
-    await session.get(MODELS[order.resource_type], UUID(order.resource_id), with_for_update=True)
-    await lock_held_instances(session, order)
+    await session.get(STATEFUL[order.resource_type], UUID(order.resource_id), with_for_update=True)
+    await lock_included(session, order)
     operation = await session.get(Operation, UUID(order.operation_id), with_for_update=True)
     if operation is None:
         raise NotFound(f"Operation {order.operation_id} does not exist.")

@@ -6,17 +6,19 @@ from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
 import structlog
+from sqlalchemy import select
+from sqlmodel import col
 from temporalio import activity
 
-from deployerp.activities.records import Records, StartProgress
+from deployerp.activities.records import ChildProgress, Records
 from deployerp.activities.steps.hosts import Hosts
 from deployerp.activities.steps.instance_parts import INSTANCE_LABEL, containers_of, instance_labels
 from deployerp.activities.steps.interceptor import tell
 from deployerp.activities.steps.waiting import rest
 from deployerp.core.errors import DeployError, OperationClosed
-from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import INSTANCE
+from deployerp.domain.instances import INSTANCE, Instance
 from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.servers import Server
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.temporal import Temporal
 
@@ -68,7 +70,7 @@ class ServerInstanceActivities:
         async with self._engine(order) as engine:
             await self._remove_deleted(engine)
         while True:
-            progress = await self._records.order_starts(order, _AT_ONCE)
+            progress = await self._records.order_included(order, "start", is_to_run, _AT_ONCE)
             for child in progress.ordered:
                 await self._temporal.offer_operation(child)
             tell(_summary(progress))
@@ -81,7 +83,9 @@ class ServerInstanceActivities:
     ) -> None:
         """Does `work` with each instance that the operation is stopping, and tells how that went."""
         stopping = INSTANCE.actions["stop"].transitional
-        instances = [each for each in await self._records.held_instances(order) if each.status == stopping]
+        instances = [
+            each for each in await self._records.included(order, Instance) if each.status == stopping
+        ]
         if not instances:
             tell("No instance runs")
             return
@@ -106,15 +110,23 @@ class ServerInstanceActivities:
             tell(f"{len(instances)} {done}")
 
     async def _remove_deleted(self, engine: Engine) -> None:
-        for instance_id in await self._records.deleted_instances(await _labelled(engine)):
+        deleted = select(col(Instance.id)).where(
+            col(Instance.id).in_(await _labelled(engine)), col(Instance.deleted_at).is_not(None)
+        )
+        for instance_id in await self._records.find(deleted):
             log.info("removes what is left of a deleted instance", instance_id=str(instance_id))
             await engine.remove_labelled(instance_labels(instance_id))
 
     @asynccontextmanager
     async def _engine(self, order: OperationOrder) -> AsyncIterator[Engine]:
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         async with self._hosts.open(server) as host:
             yield await host.engine()
+
+
+def is_to_run(instance: Instance) -> bool:
+    """Whether a server that starts brings the instance back."""
+    return instance.has_run and instance.desired_state == "running" and instance.deleted_at is None
 
 
 async def _labelled(engine: Engine) -> list[UUID]:
@@ -127,7 +139,7 @@ async def _labelled(engine: Engine) -> list[UUID]:
     return sorted(found)
 
 
-def _summary(progress: StartProgress) -> str:
+def _summary(progress: ChildProgress) -> str:
     if not progress.total:
         return "No instance is to run"
     told = f"{progress.ended} of {progress.total} have ended their start"

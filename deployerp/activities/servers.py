@@ -22,7 +22,7 @@ from deployerp.activities.steps.nodes import (
     tags_of,
 )
 from deployerp.activities.steps.ports import naming_holders
-from deployerp.activities.steps.routes import route_of
+from deployerp.activities.steps.routes import route_of, routed_instances
 from deployerp.activities.steps.waiting import growing_pauses, rest, until_it_answers
 from deployerp.core.errors import (
     CommandFailed,
@@ -37,8 +37,7 @@ from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.core.uninterrupted import uninterrupted
 from deployerp.domain.installations import INSTALLATION_TAG
-from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import INSTANCE
+from deployerp.domain.instances import INSTANCE, Instance
 from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.providers import Provider
 from deployerp.domain.servers import Server
@@ -82,7 +81,7 @@ class ServerActivities:
     @activity.defn
     async def prepare_keys(self, order: OperationOrder) -> None:
         """Writes down the intent: the keys by which the machine and we shall know each other."""
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         if server.sealed_host_private_key and server.sealed_login_private_key:
             return
         host, login = generate_key_pair(f"server-{server.id}"), generate_key_pair("deployerp")
@@ -97,8 +96,8 @@ class ServerActivities:
     @activity.defn
     async def create_node(self, order: OperationOrder) -> None:
         """Finds the server's node by its tag or creates it. Raises the errors of `Cloud`."""
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
         async with self._nodes.open_cloud(server) as cloud:
             await _clear(cloud, server, _pauses(provider))
             node = await find_server_node(cloud, server)
@@ -118,7 +117,7 @@ class ServerActivities:
 
     @activity.defn
     async def start_node(self, order: OperationOrder) -> None:
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         async with self._nodes.open_cloud(server) as cloud:
             node = await require_server_node(cloud, server)
             if node.state != "running":
@@ -127,8 +126,8 @@ class ServerActivities:
     @activity.defn
     async def stop_node(self, order: OperationOrder) -> None:
         """Stops the machine and waits until it is."""
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
         async with self._nodes.open_cloud(server) as cloud:
             node = await require_server_node(cloud, server)
             if node.state != "stopped":
@@ -143,8 +142,8 @@ class ServerActivities:
     @activity.defn
     async def reboot_node(self, order: OperationOrder) -> None:
         """Reboots the machine and waits until it has booted again. Raises `NotHealthy` when it does not."""
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
         before = await self._boot_of(server)
         async with self._nodes.open_cloud(server) as cloud:
             await cloud.reboot_node((await require_server_node(cloud, server)).id)
@@ -170,8 +169,8 @@ class ServerActivities:
     @activity.defn
     async def wait_for_node(self, order: OperationOrder) -> None:
         """Waits until the machine runs and has an address, and writes it down."""
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
         async with self._nodes.open_cloud(server) as cloud:
             node = await _until(_look_for_running(cloud, server), _pauses(provider))
         await self._records.note(
@@ -190,8 +189,8 @@ class ServerActivities:
 
         Raises `HostKeyMismatch`, `HostAuthenticationFailed` and `HostForwardingForbidden` at once.
         """
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
 
         async def answers() -> bool:
             try:
@@ -208,7 +207,7 @@ class ServerActivities:
     @activity.defn
     async def prepare_host(self, order: OperationOrder) -> None:
         """Runs the user data over SSH: the same script as at first boot, which changes nothing twice."""
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         async with self._hosts.open(server) as host:
             # Through standard input: it holds the host's private key.
             await host.run(
@@ -218,7 +217,7 @@ class ServerActivities:
     @activity.defn
     async def check_engine(self, order: OperationOrder) -> None:
         """Asks the Docker engine for its version and writes it down."""
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         async with self._hosts.open(server) as host:
             engine = await host.engine()
             version = await until_it_answers(engine.version, seconds=_ENGINE_SECONDS)
@@ -228,7 +227,7 @@ class ServerActivities:
     @activity.defn
     async def start_caddy(self, order: OperationOrder) -> None:
         """Runs the server's one Caddy, with the routes that the records know: its own may be lost or old."""
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         image = self._settings.caddy_image
         async with self._hosts.open(server) as host:
             await bring_image(host, image)
@@ -236,7 +235,7 @@ class ServerActivities:
                 await caddy.ensure_caddy(await host.engine(), caddy.container_spec(image))
             async with caddy.Caddy(await host.forward_socket(caddy.ADMIN_SOCKET)) as proxy:
                 await until_it_answers(proxy.check_ready, seconds=_ENGINE_SECONDS)
-                instances = await self._records.routed_instances(server.id)
+                instances = await self._records.find(routed_instances(server))
                 await proxy.set_routes([route_of(instance) for instance in instances])
 
     @activity.defn
@@ -245,8 +244,8 @@ class ServerActivities:
 
         While a step of another operation may still be making one, it goes on looking.
         """
-        server = await self._records.server(order.resource_id)
-        provider = await self._records.provider(server.provider_id)
+        server = await self._records.get(Server, order.resource_id)
+        provider = await self._records.get(Provider, server.provider_id)
         async with self._nodes.open_cloud(server) as cloud:
             looks: list[bool] = []
 
@@ -255,7 +254,7 @@ class ServerActivities:
                 return looks[-1]
 
             await _until(is_destroyed, _pauses(provider))
-            recorded = (await self._records.server(order.resource_id)).node_id
+            recorded = (await self._records.get(Server, order.resource_id)).node_id
             if recorded:
                 if looks == [True]:
                     tell(f"The provider did not have machine {recorded} any more")
@@ -277,7 +276,7 @@ class ServerActivities:
         """Destroys the nodes that there are; says whether there are none and nobody may be making one."""
         others = await self._records.other_step_runs(order, "destroy_node")
         # Read again: the other step may have written down what it made.
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         if others:
             tell("Waits for the end of a step that may still be making the machine")
         nodes = await find_server_nodes(cloud, server)
@@ -302,7 +301,7 @@ class ServerActivities:
     @activity.defn
     async def observe_server(self, order: OperationOrder) -> str | None:
         """The status in which the machine is now. Raises the errors of `Cloud`."""
-        server = await self._records.server(order.resource_id)
+        server = await self._records.get(Server, order.resource_id)
         async with self._nodes.open_cloud(server) as cloud:
             node = await find_server_node(cloud, server)
         if node is None or node.state in ("failed", "stopped"):
@@ -319,9 +318,9 @@ class ServerActivities:
 
     async def _observe_instances(self, order: OperationOrder, status_of: Callable[[Instance], str]) -> None:
         """Writes the statuses of the instances that the operation has moved to a transitional one."""
-        held = await self._records.held_instances(order)
+        held = await self._records.included(order, Instance)
         moved = [each for each in held if each.status in INSTANCE.transitional]
-        await self._records.observe_instances(order, {each.id: status_of(each) for each in moved})
+        await self._records.observe_included(order, {each.id: status_of(each) for each in moved})
 
     async def _spec(self, server: Server, provider: Provider, order: OperationOrder) -> NodeSpec:
         installation = await self._records.installation()

@@ -25,8 +25,8 @@ from deployerp.core.errors import (
 from deployerp.core.fields import EnvName, EnvValue, Name, Slug, check_hostname
 from deployerp.core.secrets import new_password
 from deployerp.core.settings import Settings
-from deployerp.domain.instances import ADMIN_LOGIN, EnvironmentType, EnvVar, Instance, seal_env_vars
-from deployerp.domain.operations.lifecycles import INSTANCE
+from deployerp.domain.instances import ADMIN_LOGIN, INSTANCE, EnvironmentType, EnvVar, Instance, seal_env_vars
+from deployerp.domain.operations.lifecycles import HEALTHS
 from deployerp.domain.servers import Server
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route)
@@ -81,6 +81,9 @@ class InstanceRead(View):
     url: str | None
     status: Annotated[str, enum_of(INSTANCE.states)]
     status_message: str | None
+    health: Annotated[str, enum_of(HEALTHS)] = Field(
+        description="What was last seen of it, beside its status.", examples=["healthy"]
+    )
     desired_state: Annotated[
         str, Field(description="What was asked for last. A server that starts brings back what is to run.")
     ]
@@ -90,7 +93,7 @@ class InstanceRead(View):
 
 
 class InstanceAccepted(InstanceRead):
-    operation: OperationSummary = Field(json_schema_extra=ordering.first_of("instance"))
+    operation: OperationSummary = Field(json_schema_extra=ordering.first_of(INSTANCE))
 
 
 class AdminPassword(View):

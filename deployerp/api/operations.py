@@ -27,15 +27,14 @@ from deployerp.api.contract.schemas import Envelope, View, enum_of
 from deployerp.core.errors import InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.database.sessions import tenant_transaction
 from deployerp.domain.operations.lifecycles import (
-    LIFECYCLES,
     OPEN_OPERATION_STATES,
     OPERATION_STATES,
     RETRYABLE_OPERATION_STATES,
     STEP_STATES,
-    ResourceType,
 )
 from deployerp.domain.operations.operation import Operation, OperationStep
-from deployerp.domain.operations.ordering import MODELS
+from deployerp.domain.operations.stateful import STATEFUL, action_of
+from deployerp.domain.tables import lifecycles
 
 router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Route)
 
@@ -73,7 +72,7 @@ serve(
     filters={
         "state": Literal[OPERATION_STATES],
         "action": Text,
-        "resource_type": ResourceType,
+        "resource_type": Literal[tuple(lifecycles())],
         "resource_id": UUID,
     },
     single_view=False,
@@ -181,8 +180,8 @@ async def retry_operation(id: UUID, change: ChangeDep) -> Response:
     if failed.state not in RETRYABLE_OPERATION_STATES:
         raise InvalidState(f"The operation is {failed.state}: only failed and cancelled ones are retried.")
     # Nobody does by trying again what they may not do by themselves.
-    change.caller.need(LIFECYCLES[failed.typed_resource].actions[failed.action].permission)
-    resource = await change.owned(MODELS[failed.typed_resource], failed.resource_id, lock=True)
+    change.caller.need(action_of(failed.resource_type, failed.action).permission)
+    resource = await change.owned(STATEFUL[failed.resource_type], failed.resource_id, lock=True)
     change.about = resource
     operation = await ordering.retry(change, failed, resource)
     return ordering.accepted(change, operation)

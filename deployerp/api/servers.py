@@ -25,9 +25,9 @@ from deployerp.core.errors import (
 )
 from deployerp.core.fields import Name, Token
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import DELETED, SERVER
+from deployerp.domain.operations.lifecycles import DELETED, HEALTHS
 from deployerp.domain.providers import Provider
-from deployerp.domain.servers import Server
+from deployerp.domain.servers import SERVER, Server
 
 router = APIRouter(prefix="/v1/servers", tags=["servers"], route_class=Route)
 
@@ -53,6 +53,9 @@ class ServerRead(View):
     image: str | None
     status: Annotated[str, enum_of(SERVER.states)]
     status_message: str | None
+    health: Annotated[str, enum_of(HEALTHS)] = Field(
+        description="What was last seen of it, beside its status.", examples=["healthy"]
+    )
     address: str | None
     ssh_port: int
     http_port: int
@@ -64,7 +67,7 @@ class ServerRead(View):
 
 
 class ServerAccepted(ServerRead):
-    operation: OperationSummary = Field(json_schema_extra=ordering.first_of("server"))
+    operation: OperationSummary = Field(json_schema_extra=ordering.first_of(SERVER))
 
 
 @router.post(

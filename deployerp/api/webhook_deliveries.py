@@ -20,8 +20,7 @@ from deployerp.api.webhook_queue import DeliverySummary, under_way, wake_afterwa
 from deployerp.core.errors import InvalidState, NotFound
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import tenant_transaction
-from deployerp.domain.operations.lifecycles import DELIVERY_STATES
-from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
+from deployerp.domain.webhooks.deliveries import DELIVERY_STATES, WebhookAttempt, WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.domain.webhooks.queue import wake
 from deployerp.domain.webhooks.replays import send_again

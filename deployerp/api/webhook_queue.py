@@ -12,9 +12,8 @@ from pydantic import Field
 from deployerp.api.contract.changes import Change
 from deployerp.api.contract.envelope import shown
 from deployerp.api.contract.schemas import View, enum_of
-from deployerp.domain.operations.lifecycles import DELIVERY_STATES
 from deployerp.domain.operations.messages import EndpointOrder
-from deployerp.domain.webhooks.deliveries import WebhookDelivery
+from deployerp.domain.webhooks.deliveries import DELIVERY_STATES, WebhookDelivery
 
 
 class DeliverySummary(View):

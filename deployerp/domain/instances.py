@@ -3,15 +3,25 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 from uuid import UUID
 
+from pydantic import Field as FactField
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
 from deployerp.core.secrets import Sealed, Vault
-from deployerp.database.base import PRESENT, Record, one_of, time_field
-from deployerp.domain.operations.lifecycles import DESIRED_STATES, INSTANCE
+from deployerp.database.base import PRESENT, one_of, time_field
+from deployerp.domain.events.facts import Facts, sample_id
+from deployerp.domain.operations.lifecycles import (
+    DESIRED_STATES,
+    Action,
+    Lifecycle,
+    Observation,
+    Requirement,
+    lifecycle,
+)
+from deployerp.domain.operations.stateful import Stateful, state_constraints
 
 EnvironmentType = Literal["production", "staging", "development"]
 ADMIN_LOGIN = "admin"
@@ -25,10 +35,73 @@ class EnvVar:
     secret: bool = False
 
 
-class Instance(Record, table=True):
+def _on_server(*states: str) -> Requirement:
+    return Requirement("server", "server_id", states)
+
+
+INSTANCE = lifecycle(
+    "instance",
+    (
+        "pending",
+        "deploying",
+        "running",
+        "stopping",
+        "stopped",
+        "starting",
+        "restarting",
+        "updating",
+        "restoring",
+        "deleting",
+        "deleted",
+        "failed",
+    ),
+    Action(
+        "deploy", ("pending",), "deploying", "running",
+        "manage:instances", "DeployInstance", "instance.deployed", on_failure="failed",
+        requires=_on_server("running"), desired_state="running", time_column="deployed_at",
+    ),
+    Action(
+        "start", ("stopped",), "starting", "running",
+        "manage:instances", "StartInstance", "instance.started",
+        requires=_on_server("running"), desired_state="running",
+    ),
+    Action(
+        "stop", ("running",), "stopping", "stopped",
+        "manage:instances", "StopInstance", "instance.stopped",
+        requires=_on_server("running"), desired_state="stopped",
+    ),
+    Action(
+        "restart", ("running", "failed"), "restarting", "running",
+        "manage:instances", "RestartInstance", "instance.restarted",
+        requires=_on_server("running"), desired_state="running",
+    ),
+    Action(
+        "delete", ("pending", "running", "stopped", "failed"), "deleting", "deleted",
+        "delete:instances", "DeleteInstance", "instance.deleted",
+        requires=_on_server("running", "unreachable", "failed"),
+    ),
+    observations=(
+        Observation(("running", "failed"), "stopped", "instance.stopped"),
+        Observation(("stopped", "failed"), "running", "instance.started"),
+    ),
+)  # fmt: skip
+
+
+class InstanceFacts(Facts):
+    name: str
+    slug: str
+    status: str = FactField(json_schema_extra={"enum": [*INSTANCE.states]})
+    status_message: str | None = FactField(description="What went wrong, where something did.")
+    server_id: UUID
+    odoo_version: str
+    environment_type: EnvironmentType
+    url: str | None = FactField(description="Where it answers, once it does.")
+
+
+class Instance(Stateful, table=True):
     __tablename__ = "instances"
     __table_args__ = (
-        one_of("status", INSTANCE.states),
+        *state_constraints(INSTANCE),
         one_of("environment_type", get_args(EnvironmentType)),
         one_of("desired_state", DESIRED_STATES),
         *(
@@ -48,17 +121,26 @@ class Instance(Record, table=True):
         ),
     )
 
-    organization_id: UUID = Field(foreign_key="organizations.id")
+    lifecycle: ClassVar[Lifecycle] = INSTANCE
+    sample: ClassVar[Facts] = InstanceFacts(
+        id=sample_id(2),
+        name="Acme",
+        slug="acme",
+        status="running",
+        status_message=None,
+        server_id=sample_id(1),
+        odoo_version="19.0",
+        environment_type="production",
+        url="https://acme.odoo.example.com",
+    )
+
     server_id: UUID = Field(foreign_key="servers.id", index=True)
-    name: str
     slug: str
     odoo_version: str
     odoo_edition: str
     environment_type: str
     hostname: str
     url: str | None = None
-    status: str = INSTANCE.first.from_states[0]
-    status_message: str | None = None
     # The user's last start or stop. A server that starts leaves instances stopped that the user has stopped.
     desired_state: str = Field(default="running", sa_column_kwargs={"server_default": "running"})
     sealed_env_vars: str
@@ -72,12 +154,15 @@ class Instance(Record, table=True):
     odoo_image: str | None = None
     odoo_digest: str | None = None
     deployed_at: datetime | None = time_field()
-    deleted_at: datetime | None = time_field()
 
     @property
     def has_run(self) -> bool:
         """Whether it was once deployed: no other can be restarted."""
         return self.deployed_at is not None
+
+    @property
+    def workflow_slug(self) -> str:
+        return self.slug
 
 
 def seal_env_vars(vault: Vault, variables: Mapping[str, EnvVar]) -> Sealed:

@@ -1,23 +1,74 @@
 """One virtual machine that hosts instances."""
 
-from datetime import datetime
+from typing import ClassVar
 from uuid import UUID
 
+from pydantic import Field as FactField
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
-from deployerp.core.fields import slug_of
-from deployerp.database.base import PRESENT, Record, one_of, time_field
-from deployerp.domain.operations.lifecycles import SERVER
+from deployerp.database.base import PRESENT
+from deployerp.domain.events.facts import Facts, sample_id
+from deployerp.domain.operations.lifecycles import Action, Inclusion, Lifecycle, lifecycle
+from deployerp.domain.operations.stateful import Stateful, state_constraints
 
 # What the machine of a server carries in a cloud, with the server's id.
 SERVER_TAG = "deployerp.server"
 
 
-class Server(Record, table=True):
+def _instances(action: str | None = None) -> Inclusion:
+    return Inclusion("instance", "server_id", action)
+
+
+SERVER = lifecycle(
+    "server",
+    (
+        "pending",
+        "provisioning",
+        "running",
+        "stopping",
+        "stopped",
+        "starting",
+        "restarting",
+        "deleting",
+        "deleted",
+        "failed",
+        "unreachable",
+    ),
+    Action(
+        "provision", ("pending",), "provisioning", "running",
+        "manage:servers", "ProvisionServer", "server.created", on_failure="failed",
+    ),
+    Action(
+        "start", ("stopped",), "starting", "running",
+        "manage:servers", "StartServer", "server.started", includes=_instances(),
+    ),
+    Action(
+        "stop", ("running", "unreachable"), "stopping", "stopped",
+        "manage:servers", "StopServer", "server.stopped", includes=_instances("stop"),
+    ),
+    Action(
+        "restart", ("running", "unreachable", "failed"), "restarting", "running",
+        "manage:servers", "RestartServer", "server.restarted", includes=_instances("stop"),
+    ),
+    Action(
+        "delete", ("pending", "running", "stopped", "failed", "unreachable"), "deleting", "deleted",
+        "delete:servers", "DeleteServer", "server.deleted", includes=_instances("delete"),
+    ),
+)  # fmt: skip
+
+
+class ServerFacts(Facts):
+    name: str
+    status: str = FactField(json_schema_extra={"enum": [*SERVER.states]})
+    status_message: str | None = FactField(description="What went wrong, where something did.")
+    address: str | None = FactField(description="Where it answers, once it does.")
+
+
+class Server(Stateful, table=True):
     __tablename__ = "servers"
     __table_args__ = (
-        one_of("status", SERVER.states),
+        *state_constraints(SERVER),
         Index("ix_servers_listing", "organization_id", "created_at", "id", **PRESENT),
         Index(
             "uq_servers_organization_id_name",
@@ -28,15 +79,15 @@ class Server(Record, table=True):
             postgresql_where=text("status <> 'deleted'"),
         ),
     )
+    lifecycle: ClassVar[Lifecycle] = SERVER
+    sample: ClassVar[Facts] = ServerFacts(
+        id=sample_id(1), name="one", status="running", status_message=None, address="203.0.113.7"
+    )
 
-    organization_id: UUID = Field(foreign_key="organizations.id")
     provider_id: UUID = Field(foreign_key="providers.id", index=True)
-    name: str
     size: str
     location: str | None = None
     image: str | None = None
-    status: str = SERVER.first.from_states[0]
-    status_message: str | None = None
     # What the provider calls it, and where it answers; ports differ from 22/80/443 behind a port mapping.
     node_id: str | None = None
     address: str | None = None
@@ -47,14 +98,8 @@ class Server(Record, table=True):
     sealed_host_private_key: str | None = None
     sealed_login_private_key: str | None = None
     engine_version: str | None = None
-    deleted_at: datetime | None = time_field()
 
     @property
     def has_run(self) -> bool:
         """Whether there is a machine that was once ready: no other can be restarted."""
         return self.node_id is not None and self.engine_version is not None
-
-    @property
-    def slug(self) -> str:
-        """The name as workflow ids can have it; two servers may share it."""
-        return slug_of(self.name)

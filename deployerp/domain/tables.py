@@ -1,4 +1,4 @@
-"""Importing this module registers every table in the metadata, so that foreign keys find each other."""
+"""All tables: importing this module registers them, so that foreign keys and types of resources are found."""
 
 from deployerp.database.base import metadata
 from deployerp.domain import (  # noqa: F401
@@ -17,6 +17,13 @@ from deployerp.domain import (  # noqa: F401
 from deployerp.domain.audit import log  # noqa: F401
 from deployerp.domain.events import event  # noqa: F401
 from deployerp.domain.operations import operation  # noqa: F401
+from deployerp.domain.operations.lifecycles import Lifecycle
+from deployerp.domain.operations.stateful import STATEFUL
 from deployerp.domain.webhooks import deliveries, endpoints  # noqa: F401
 
-__all__ = ["metadata"]
+__all__ = ["lifecycles", "metadata"]
+
+
+def lifecycles() -> dict[str, Lifecycle]:
+    """The lifecycle of each type of resource, sorted, whatever was imported first."""
+    return {name: table.lifecycle for name, table in sorted(STATEFUL.items())}

@@ -30,8 +30,8 @@ from temporalio.service import RPCError, RPCStatusCode, TLSConfig
 
 from deployerp.core.errors import Unavailable
 from deployerp.core.settings import Settings
-from deployerp.domain.operations.lifecycles import action_of
 from deployerp.domain.operations.messages import EndpointOrder, OperationOrder, queue_for
+from deployerp.domain.operations.stateful import action_of
 
 ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
 RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")

@@ -72,7 +72,7 @@ async def _delete(run: OperationRun) -> None:
 class DeployInstance:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _deploy, InstanceActivities.observe_instance)
+        await run_operation(order, _deploy)
 
 
 @workflow.defn

@@ -22,7 +22,6 @@ with workflow.unsafe.imports_passed_through():
     from deployerp.activities.records import Records
 
 from deployerp.core.errors import codes
-from deployerp.domain.operations.lifecycles import action_of
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder, Outcome
 from deployerp.domain.operations.retries import FIRST_PAUSE, LONGEST_PAUSE, RETRY_PERIOD, pause_after
 from deployerp.domain.operations.steps import STEPS
@@ -121,11 +120,13 @@ def _pause(error: ActivityError, attempt: int) -> timedelta:
 
 
 async def run_operation(
-    order: OperationOrder, steps: Callable[[OperationRun], Awaitable[None]], observe: Observation
+    order: OperationOrder,
+    steps: Callable[[OperationRun], Awaitable[None]],
+    observe: Observation | None = None,
 ) -> None:
     """Claims the operation, runs its steps and records how it ended; failure and cancellation undo first.
 
-    `observe` looks at the resource when its action leaves what is seen then.
+    `observe` looks at the resource where its action, when it fails, leaves the state that is seen then.
     """
     run = OperationRun(order)
     try:
@@ -151,12 +152,13 @@ async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> None:
     task.result()
 
 
-async def _close(run: OperationRun, observe: Observation, outcome: Outcome, code: str, message: str) -> None:
+async def _close(
+    run: OperationRun, observe: Observation | None, outcome: Outcome, code: str, message: str
+) -> None:
     left = await run.undo()
     if left:
         message = " ".join((message, *left, f"Put that right, then delete the {run.order.resource_type}."))
-    leaves_what_is_seen = action_of(run.order.resource_type, run.order.action).on_failure == "before"
-    observed = await _observed(run.order, observe) if run.has_begun and leaves_what_is_seen else None
+    observed = await _observed(run.order, observe) if run.has_begun and observe else None
     end = OperationEnd(run.order, outcome, code, message, observed, run.has_begun)
     await _record(Records.end_operation, end)
     workflow.set_current_details(message)

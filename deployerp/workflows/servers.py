@@ -75,7 +75,7 @@ async def _delete(run: OperationRun) -> None:
 class ProvisionServer:
     @workflow.run
     async def run(self, order: OperationOrder) -> None:
-        await run_operation(order, _provision, ServerActivities.observe_server)
+        await run_operation(order, _provision)
 
 
 @workflow.defn

@@ -14,6 +14,7 @@ from sqlmodel import col
 from deployerp.activities import records as records_module
 from deployerp.activities.records import Records, StepFailure
 from deployerp.activities.steps import settling
+from deployerp.activities.steps.routes import routed_instances
 from deployerp.core.errors import NotFound
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
@@ -319,5 +320,5 @@ async def test_instances_have_a_route_from_their_deploy_to_their_deletion(
     begun = await fleet.client.data("DELETE", f"/v1/instances/{deleting['id']}")
     await records.claim_operation(await fleet.order(begun["operation"]["id"]))
 
-    routed = await records.routed_instances(UUID(server["id"]))
+    routed = await records.find(routed_instances(await records.get(Server, server["id"])))
     assert {str(each.id) for each in routed} == {running["id"], stopped["id"], deploying["id"]}

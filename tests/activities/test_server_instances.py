@@ -10,11 +10,12 @@ from temporalio.testing import ActivityEnvironment
 
 from deployerp.activities import server_instances as module
 from deployerp.activities.records import Records
-from deployerp.activities.server_instances import ServerInstanceActivities
+from deployerp.activities.server_instances import ServerInstanceActivities, is_to_run
 from deployerp.activities.steps.instance_parts import containers_of, instance_labels
 from deployerp.core.errors import EngineError, HostUnreachable, OperationClosed
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
+from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
 from deployerp.domain.servers import Server
 from deployerp.drivers.engine.containers import ContainerSpec
@@ -60,7 +61,7 @@ def run_containers(engine: Engine, busybox: str, records: Records, remove_afterw
     async def run(id: str) -> None:
         labels = instance_labels(id)
         remove_afterwards(labels)
-        for name in containers_of(await records.instance(id)):
+        for name in containers_of(await records.get(Instance, id)):
             await engine.ensure_container(
                 ContainerSpec(
                     name=name, image=busybox, labels=labels, command=["sleep", "600"], stop_timeout=0
@@ -177,11 +178,11 @@ async def test_cancelling_a_start_cancels_what_it_has_ordered(
     await fleet.instance(server["id"], "one")
     await fleet.end(await act(fleet, "servers", server["id"], "stop"))
     order = await claimed(fleet, await act(fleet, "servers", server["id"], "start"))
-    await records.order_starts(order, 4)
+    await records.order_included(order, "start", is_to_run, 4)
     await fleet.client.data("POST", f"/v1/operations/{order.operation_id}/cancel", status=202)
     (child,) = await children(fleet, order)
     assert child["state"] == "cancelling"
-    assert (await records.order_starts(order, 4)).ordered == []
+    assert (await records.order_included(order, "start", is_to_run, 4)).ordered == []
 
 
 @pytest.mark.parametrize("action", ["stop", "restart"])
@@ -252,7 +253,7 @@ async def test_a_stop_that_fails_leaves_instances_as_they_are_seen(
     before = len(await fleet.client.data("GET", "/v1/events"))
     order = await claimed(fleet, await act(fleet, "servers", server["id"], "stop"))
     if seen is not None:
-        await records.observe_instances(order, {UUID(instance["id"]): seen})
+        await records.observe_included(order, {UUID(instance["id"]): seen})
     await records.end_operation(OperationEnd(order, "failed", "provider_refused", "No.", "running"))
     assert await statuses(fleet) == {"shop": seen or "running"}
     told = ["instance.stopped"] if seen == "stopped" else []
@@ -284,7 +285,7 @@ async def test_an_instance_that_cannot_be_stopped_does_not_keep_the_others_runni
     shops = [(await fleet.instance(server["id"], slug))["id"] for slug in ("one", "two")]
     for shop in shops:
         await run_containers(shop)
-    first = containers_of(await fleet.records.instance(min(shops)))
+    first = containers_of(await fleet.records.get(Instance, min(shops)))
     stop = Engine.stop_container
 
     async def refuse_first(self: Engine, name: str, timeout: int | None = None) -> None:

@@ -88,7 +88,7 @@ async def test_a_node_whose_creation_broke_off_makes_way_for_another(
     [node] = cloud.nodes.values()
     assert node.id != broken
     assert node.state == "running"
-    assert (await records.server(order.resource_id)).node_id == node.id
+    assert (await records.get(Server, order.resource_id)).node_id == node.id
 
 
 async def test_nobody_waits_for_a_node_that_will_never_run(
@@ -129,7 +129,7 @@ async def test_a_machine_is_written_down_before_it_is_destroyed(
     """Parts of it that a destruction leaves when it breaks off are found by its id alone."""
     await created(steps, order)
     [node] = cloud.nodes.values()
-    await records.note(order, await records.server(order.resource_id), node_id=None)
+    await records.note(order, await records.get(Server, order.resource_id), node_id=None)
     deletion = await delete_by_force(fleet, order)
 
     async def break_off(node_id: str) -> None:
@@ -140,7 +140,7 @@ async def test_a_machine_is_written_down_before_it_is_destroyed(
     with pytest.raises(ConnectionResetError):
         await steps.destroy_node(deletion)
     cloud.destroy_node = destroy  # type: ignore[method-assign]
-    assert (await records.server(order.resource_id)).node_id == node.id
+    assert (await records.get(Server, order.resource_id)).node_id == node.id
 
 
 @pytest.mark.fault("1")
@@ -181,7 +181,7 @@ async def test_a_cancelled_creation_ends_when_the_cloud_has_answered_and_knows_i
     answers.may_return.set()
     with pytest.raises(asyncio.CancelledError):
         await creating
-    assert (await records.server(order.resource_id)).node_id in cloud.nodes
+    assert (await records.get(Server, order.resource_id)).node_id in cloud.nodes
 
 
 @pytest.mark.fault("27")
@@ -192,7 +192,7 @@ async def test_a_node_that_is_not_listed_yet_is_waited_for(
     await created(steps, order)
     hide(cloud, looks=5)
     await steps.wait_for_node(order)
-    assert (await records.server(order.resource_id)).address == "192.0.2.1"
+    assert (await records.get(Server, order.resource_id)).address == "192.0.2.1"
 
 
 @pytest.mark.fault("27")
@@ -330,7 +330,7 @@ async def test_twenty_provisions_at_once_stay_within_what_a_cloud_lets_an_accoun
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Case R12: 250 calls a minute, and each that is refused asks to wait for half a minute."""
-    provider_id = str((await records.server(in_a_cloud.resource_id)).provider_id)
+    provider_id = str((await records.get(Server, in_a_cloud.resource_id)).provider_id)
     begun = [await fleet.begin_server(f"n{number}", provider_id) for number in range(19)]
     orders = [in_a_cloud, *[await fleet.order(each["operation"]["id"]) for each in begun]]
     for order in orders:
@@ -361,7 +361,7 @@ async def test_twenty_provisions_at_once_stay_within_what_a_cloud_lets_an_accoun
     async with asyncio.timeout(60):
         await asyncio.gather(*map(wait, orders))
     for order in orders:
-        assert (await records.server(order.resource_id)).address == "192.0.2.1"
+        assert (await records.get(Server, order.resource_id)).address == "192.0.2.1"
     assert len(refused) <= len(orders)
     assert clock.now < 200
 

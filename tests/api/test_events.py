@@ -9,8 +9,8 @@ from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.events.event import Event
 from deployerp.domain.events.types import EVENT_TYPES, STALLED
-from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType
 from deployerp.domain.operations.messages import Outcome
+from deployerp.domain.tables import lifecycles
 from tests.api.calls import DOCUMENT
 from tests.api.following import following
 from tests.api.rows import Planted
@@ -106,16 +106,16 @@ async def act(fleet: Fleet, kind: str, id: str, action: str, outcome: Outcome = 
     await fleet.end(await fleet.client.data(*ask), outcome, message="It hangs.")
 
 
-async def happen(fleet: Fleet, kind: ResourceType, action: str, outcome: Outcome, server_id: str) -> None:
+async def happen(fleet: Fleet, kind: str, action: str, outcome: Outcome, server_id: str) -> None:
     """The action comes to this end, of a resource of its own."""
     begun = await (
         fleet.begin_server(f"{action}-{outcome}") if kind == "server" else fleet.begin_instance(server_id)
     )
-    if action == LIFECYCLES[kind].first.name:
+    if action == lifecycles()[kind].first.name:
         await fleet.end(begun, outcome, message="It hangs.")
         return
     await fleet.end(begun)
-    if "running" not in LIFECYCLES[kind].actions[action].from_states:
+    if "running" not in lifecycles()[kind].actions[action].from_states:
         await act(fleet, kind, begun["id"], "stop")
     await act(fleet, kind, begun["id"], action, outcome)
 
@@ -123,7 +123,7 @@ async def happen(fleet: Fleet, kind: ResourceType, action: str, outcome: Outcome
 async def test_whatever_happens_is_told_as_the_catalogue_says(client: Client, fleet: Fleet) -> None:
     server = await fleet.server()
     outcomes: tuple[Outcome, ...] = ("succeeded", "failed")
-    for kind, lifecycle in LIFECYCLES.items():
+    for kind, lifecycle in lifecycles().items():
         for action in lifecycle.actions:
             for outcome in outcomes:
                 await happen(fleet, kind, action, outcome, server["id"])

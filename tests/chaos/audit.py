@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import DELETED, FAILED, LIFECYCLES, action_of
+from deployerp.domain.operations.lifecycles import DELETED, FAILED
 from deployerp.domain.operations.operation import Operation
+from deployerp.domain.operations.stateful import action_of
 from deployerp.domain.servers import Server
 from tests.chaos.records import Records
 from tests.chaos.world import Node, Thing, World
@@ -247,13 +248,12 @@ def _events(records: Records) -> Iterator[Finding]:
         yield Finding("audit_log", records.audit_log)
     written = Counter((event.resource_id, event.type) for event in records.events)
     done = Counter(
-        (each.resource_id, action_of(each.typed_resource, each.action).event)
+        (each.resource_id, action_of(each.resource_type, each.action).event)
         for each in records.operations
         if each.state == "succeeded"
     )
     for resource in (*records.servers, *records.instances):
-        lifecycle = LIFECYCLES["server" if isinstance(resource, Server) else "instance"]
-        for action in lifecycle.actions.values():
+        for action in resource.lifecycle.actions.values():
             count, expected = written[resource.id, action.event], done[resource.id, action.event]
             if action.end == DELETED:
                 # Also without an operation of its own, with its server.

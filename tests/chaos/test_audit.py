@@ -32,6 +32,8 @@ def operation_on(resource: Server | Instance, action: str, state: str = "succeed
         action=action,
         state=state,
         workflow_id=f"{kind}-{action}.{resource.id}",
+        resource_name=resource.name,
+        resource_slug=resource.workflow_slug,
     )
 
 

@@ -70,7 +70,15 @@ def records_of(organization: Organization) -> list[SQLModel]:
         sealed_master_password="sealed",
         **own,
     )
-    operation = Operation(resource_type="server", resource_id=server.id, action="create", **own)
+    operation = Operation(
+        resource_type="server",
+        resource_id=server.id,
+        action="create",
+        workflow_id=f"server-create.{name}",
+        resource_name=name,
+        resource_slug=name,
+        **own,
+    )
     event = Event(
         sequence=1, type="server.created", resource_type="server", resource_id=server.id, data={}, **own
     )

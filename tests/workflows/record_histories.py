@@ -16,8 +16,9 @@ from temporalio.api.enums.v1 import EventType
 from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 
 from deployerp.core.errors import EngineError, ImageUnavailable, ProviderRefused
-from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType, action_of
 from deployerp.domain.operations.messages import EndpointOrder, TurnResult, queue_for
+from deployerp.domain.operations.stateful import action_of
+from deployerp.domain.tables import lifecycles
 from deployerp.embedded import control_plane
 from tests.skipping import skipping_environment
 from tests.workflows.stand_ins import (
@@ -58,13 +59,13 @@ class Scenario:
 
 
 def _operation(
-    name: str, resource_type: ResourceType, action: str, *, force: bool = False, **options: Any
+    name: str, resource_type: str, action: str, *, force: bool = False, **options: Any
 ) -> Scenario:
     order = order_for(resource_type, action, force=force)
     return Scenario(name, action_of(resource_type, action).workflow, (order,), **options)
 
 
-def _undone(resource_type: ResourceType, action: str, step: str, undo: str) -> list[Scenario]:
+def _undone(resource_type: str, action: str, step: str, undo: str) -> list[Scenario]:
     failure = fails(ImageUnavailable("No registry has the image: name another."))
     refusal = fails(ProviderRefused("The provider knows the key no more: give another."))
     busy = fails(EngineError("The engine is busy."), times=1)
@@ -81,7 +82,7 @@ def _undone(resource_type: ResourceType, action: str, step: str, undo: str) -> l
     ]
 
 
-def _deletions(resource_type: ResourceType, step: str) -> list[Scenario]:
+def _deletions(resource_type: str, step: str) -> list[Scenario]:
     refusal = {step: fails(ProviderRefused("The provider knows the key no more: give another."))}
     return [
         _operation("failed", resource_type, "delete", plays=refusal),
@@ -101,7 +102,7 @@ def _deliveries(name: str, *turns: TurnResult, failing: bool = False, **options:
 ON_TIME = [
     *(
         _operation("succeeded", each.resource_type, action)
-        for each in LIFECYCLES.values()
+        for each in lifecycles().values()
         for action in each.actions
     ),
     *_undone("server", "provision", "check_engine", "destroy_node"),

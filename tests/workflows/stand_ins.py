@@ -22,7 +22,6 @@ from deployerp.activities.servers import ServerActivities
 from deployerp.activities.steps.interceptor import ActivityInterceptor
 from deployerp.activities.sweep import OperationActivities
 from deployerp.activities.webhooks.deliveries import WebhookActivities
-from deployerp.domain.operations.lifecycles import ResourceType
 from deployerp.domain.operations.messages import (
     OperationEnd,
     OperationOrder,
@@ -179,9 +178,7 @@ async def working(
         yield
 
 
-def order_for(
-    resource_type: ResourceType, action: str, *, force: bool = False, number: int = 1
-) -> OperationOrder:
+def order_for(resource_type: str, action: str, *, force: bool = False, number: int = 1) -> OperationOrder:
     """An order whose ids are the same at every recording."""
     operation_id = f"00000000-0000-7000-8000-{number:012}"
     return OperationOrder(

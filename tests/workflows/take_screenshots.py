@@ -16,7 +16,6 @@ from playwright.async_api import Page, async_playwright
 from temporalio.client import Client, WorkflowFailureError
 
 from deployerp.core.errors import ImageUnavailable
-from deployerp.domain.operations.lifecycles import ResourceType
 from deployerp.domain.operations.messages import OperationOrder, workflow_id
 from deployerp.domain.operations.steps import STEPS
 from deployerp.drivers.temporal import Temporal
@@ -31,7 +30,7 @@ _QUEUE = "deployerp"
 _SIZE = {"width": 1280, "height": 760}
 
 # Kind of resource, action, slug, and the step in which it fails.
-_OPERATIONS: Sequence[tuple[ResourceType, str, str, str | None]] = (
+_OPERATIONS: Sequence[tuple[str, str, str, str | None]] = (
     ("server", "provision", "berlin-1", None),
     ("server", "provision", "paris-1", None),
     ("instance", "deploy", "acme", None),
@@ -42,7 +41,7 @@ _OPERATIONS: Sequence[tuple[ResourceType, str, str, str | None]] = (
 _SHOWN = _OPERATIONS[2]
 
 
-def _order(number: int, resource_type: ResourceType, action: str, slug: str) -> OperationOrder:
+def _order(number: int, resource_type: str, action: str, slug: str) -> OperationOrder:
     operation_id = str(UUID(f"01932a7c-8f4e-7c3a-9b2d-{number:012}"))
     return replace(
         order_for(resource_type, action),

@@ -15,9 +15,10 @@ from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.servers import ServerActivities
 from deployerp.activities.steps import interceptor
 from deployerp.core.errors import EngineError, ImageUnavailable, ProviderRefused, ProviderThrottled
-from deployerp.domain.operations.lifecycles import LIFECYCLES, ResourceType, action_of
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations.stateful import action_of
 from deployerp.domain.operations.steps import STEPS
+from deployerp.domain.tables import lifecycles
 from deployerp.worker import WORKFLOWS
 from deployerp.workflows.run import OperationRun, run_operation
 from tests.skipping import skipping_environment
@@ -38,7 +39,7 @@ DEPLOY = order_for("instance", "deploy")
 SECRET = "correct-horse-battery-staple"
 
 # What an operator sees, in this order.
-STEPS_OF: dict[tuple[ResourceType, str], list[str]] = {
+STEPS_OF: dict[tuple[str, str], list[str]] = {
     ("server", "provision"): [
         "prepare_keys", "create_node", "wait_for_node", "wait_for_ssh", "prepare_host", "check_engine",
         "start_caddy",
@@ -144,14 +145,14 @@ def the_end(stand_ins: StandIns) -> OperationEnd:
 
 
 def test_every_lifecycle_row_names_a_registered_workflow_and_the_reverse() -> None:
-    named = [row.workflow for each in LIFECYCLES.values() for row in each.actions.values()]
+    named = [row.workflow for each in lifecycles().values() for row in each.actions.values()]
     registered = {workflow.__name__ for workflow in WORKFLOWS}
     assert len(named) == len(set(named))
     assert registered == {*named, "DeliverWebhooks", "KeepSweeping"}
 
 
 def test_every_action_has_its_steps_here() -> None:
-    rows = [(each.resource_type, name) for each in LIFECYCLES.values() for name in each.actions]
+    rows = [(each.resource_type, name) for each in lifecycles().values() for name in each.actions]
     assert list(STEPS_OF) == rows
 
 
@@ -167,7 +168,7 @@ def test_every_step_has_words_and_all_words_are_of_steps() -> None:
 
 @pytest.mark.parametrize(("resource_type", "action"), STEPS_OF)
 async def test_an_operation_claims_does_its_steps_in_order_and_ends(
-    client: Client, resource_type: ResourceType, action: str
+    client: Client, resource_type: str, action: str
 ) -> None:
     stand_ins = StandIns()
     order = order_for(resource_type, action)
@@ -183,7 +184,7 @@ FAILURES = [(*kind, step) for kind in UNDO_OF for step in STEPS_OF[kind]]
 
 @pytest.mark.parametrize(("resource_type", "action", "step"), FAILURES)
 async def test_what_was_begun_is_undone_and_nothing_else(
-    client: Client, resource_type: ResourceType, action: str, step: str
+    client: Client, resource_type: str, action: str, step: str
 ) -> None:
     steps = STEPS_OF[resource_type, action]
     stand_ins = StandIns({step: fails(ImageUnavailable("No such image: name another."))})
@@ -449,7 +450,7 @@ DELETIONS = [("server", "destroy_node"), ("instance", "remove_instance")]
 
 @pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
 async def test_a_deletion_by_force_forgets_what_cannot_be_reached(
-    skipping: Client, resource_type: ResourceType, step: str
+    skipping: Client, resource_type: str, step: str
 ) -> None:
     stand_ins = StandIns({step: fails(EngineError("It does not answer."))})
     order = order_for(resource_type, "delete", force=True)
@@ -462,7 +463,7 @@ async def test_a_deletion_by_force_forgets_what_cannot_be_reached(
 
 @pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
 async def test_a_deletion_without_force_fails_when_it_cannot_remove(
-    skipping: Client, resource_type: ResourceType, step: str
+    skipping: Client, resource_type: str, step: str
 ) -> None:
     stand_ins = StandIns({step: fails(EngineError("It does not answer."))})
     order = order_for(resource_type, "delete")
@@ -472,7 +473,7 @@ async def test_a_deletion_without_force_fails_when_it_cannot_remove(
 
 @pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
 async def test_a_deletion_by_force_that_is_cancelled_forgets_nothing(
-    client: Client, resource_type: ResourceType, step: str
+    client: Client, resource_type: str, step: str
 ) -> None:
     stand_ins = StandIns({step: fails(EngineError("It does not answer."))})
     order = order_for(resource_type, "delete", force=True)
@@ -484,7 +485,7 @@ async def test_a_deletion_by_force_that_is_cancelled_forgets_nothing(
 @pytest.mark.fault("5")
 @pytest.mark.parametrize(("resource_type", "step"), DELETIONS)
 async def test_a_deletion_that_removes_all_ends_as_done_although_it_was_cancelled(
-    client: Client, resource_type: ResourceType, step: str
+    client: Client, resource_type: str, step: str
 ) -> None:
     cancelled = asyncio.Event()
     stand_ins = StandIns({step: until(cancelled)})

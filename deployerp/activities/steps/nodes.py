@@ -33,7 +33,7 @@ class Nodes:
     @asynccontextmanager
     async def open_cloud(self, server: Server) -> AsyncIterator[Cloud]:
         """The account that the server's node is in. Raises `CredentialsRefused` that names the provider."""
-        provider = await self._records.provider(server.provider_id)
+        provider = await self._records.get(Provider, server.provider_id)
         try:
             yield self._open(provider)
         except CredentialsRefused as error:
@@ -51,7 +51,7 @@ class Nodes:
         if server.node_id is None:
             return False
         try:
-            provider = await self._records.provider(server.provider_id)
+            provider = await self._records.get(Provider, server.provider_id)
             is_gone = await self._ask(server, provider)
         except DeployError:
             return False

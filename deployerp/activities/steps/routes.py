@@ -1,11 +1,33 @@
 """How people reach an instance: its scheme, its address, and its route in the server's Caddy."""
 
+from sqlalchemy import Select, select
+from sqlmodel import col
+
 from deployerp.activities.steps.instance_parts import odoo_container
 from deployerp.core.fields import needs_certificate
-from deployerp.domain.instances import Instance
+from deployerp.domain.instances import INSTANCE, Instance
+from deployerp.domain.operations.lifecycles import DELETED
 from deployerp.domain.servers import Server
 from deployerp.drivers import caddy
 from deployerp.drivers.odoo import odoo
+
+
+def routed_instances(server: Server) -> Select[Instance]:
+    """The instances of a server that have a route, whether they run or not.
+
+    One that is being deployed counts: its own step may have made the route already.
+    """
+    deploying = INSTANCE.actions["deploy"].transitional
+    deleting = INSTANCE.actions["delete"].transitional
+    return (
+        select(Instance)
+        .where(
+            col(Instance.server_id) == server.id,
+            col(Instance.deployed_at).is_not(None) | (col(Instance.status) == deploying),
+            col(Instance.status).not_in((deleting, DELETED)),
+        )
+        .order_by(col(Instance.id))
+    )
 
 
 def route_of(instance: Instance) -> caddy.Route:

@@ -1,7 +1,6 @@
 """What the end of an operation means for the resources that it held, in the transaction that ends it."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
@@ -10,84 +9,84 @@ from sqlmodel import col
 
 from deployerp.database.base import utc_now
 from deployerp.domain.events.log import write_event
-from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import DELETED, FAILED, INSTANCE, action_of, failure_event
+from deployerp.domain.operations.lifecycles import DELETED, FAILED
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationHold, OperationStep
-from deployerp.domain.operations.ordering import MODELS, Resource, release_holds
-
-# The action whose event tells of an instance that is observed in this status, and was in another before.
-_ACTION_TO = {"stopped": INSTANCE.actions["stop"], "running": INSTANCE.actions["start"]}
+from deployerp.domain.operations.ordering import release_holds
+from deployerp.domain.operations.stateful import STATEFUL, Stateful, action_of
 
 
 async def settle(session: AsyncSession, operation: Operation, end: OperationEnd) -> list[EndpointOrder]:
     """Ends a locked operation, releases its holds and writes the events; returns the endpoints to wake."""
     operation.state, operation.finished_at = end.outcome, utc_now()
     operation.error_code, operation.error_message = end.code, await _in_full(session, end)
+    included = await lock_included(session, end.order)
     holds = {hold.resource_id: hold for hold in await release_holds(session, operation)}
-    model: Any = MODELS[operation.typed_resource]
-    resource: Resource = await session.get_one(model, operation.resource_id)
+    table = STATEFUL[operation.resource_type]
+    resource = await session.get_one(table, operation.resource_id)
     if resource.deleted_at is not None:
         # Its server was deleted under it: that event has been told, and nothing brings it back.
         return []
-    included = await session.scalars(
-        select(Instance)
-        .where(col(Instance.id).in_(holds.keys() - {resource.id}), col(Instance.deleted_at).is_(None))
-        .order_by(col(Instance.id))
-    )
     asleep = []
-    for instance in included:
-        asleep += await _settle_included(session, instance, holds[instance.id], end)
+    for each in included:
+        if each.deleted_at is None:
+            asleep += await _settle_included(session, each, holds[each.id], end)
     hold = holds.get(resource.id)
     return asleep + await _settle_own(session, resource, hold.status_before if hold else FAILED, end)
 
 
-async def lock_held_instances(session: AsyncSession, order: OperationOrder) -> Sequence[Instance]:
-    """The instances that an operation on their server holds, locked."""
+async def lock_included(session: AsyncSession, order: OperationOrder) -> Sequence[Stateful]:
+    """The resources that an operation holds beside its own, locked."""
+    includes = action_of(order.resource_type, order.action).includes
+    if includes is None:
+        return []
+    table = STATEFUL[includes.resource_type]
     held = select(col(OperationHold.resource_id)).where(
         col(OperationHold.operation_id) == UUID(order.operation_id)
     )
-    found = await session.scalars(
-        select(Instance)
-        .where(col(Instance.id).in_(held), col(Instance.id) != UUID(order.resource_id))
-        .order_by(col(Instance.id))
-        .with_for_update()
-    )
-    return found.all()
+    query = select(table).where(col(table.id).in_(held)).order_by(col(table.id)).with_for_update()
+    return (await session.scalars(query)).all()
 
 
 async def _settle_own(
-    session: AsyncSession, resource: Resource, status_before: str, end: OperationEnd
+    session: AsyncSession, resource: Stateful, status_before: str, end: OperationEnd
 ) -> list[EndpointOrder]:
-    action = action_of(end.order.resource_type, end.order.action)
+    action = resource.lifecycle.actions[end.order.action]
     if end.outcome != "succeeded":
         left_failed = action.on_failure == "failed"
-        resource.status = FAILED if left_failed else end.observed or status_before
-        resource.status_message = end.message
-        return await write_event(session, failure_event(end.order.resource_type, action.name), resource)
-    resource.status, resource.status_message = action.end, None
-    if isinstance(resource, Instance) and action.name == "deploy":
-        resource.deployed_at = utc_now()
+        resource.move(FAILED if left_failed else end.observed or status_before, end.message)
+        if end.has_begun and end.observed is None:
+            # Nobody could look at it.
+            resource.health = "unknown"
+        return await write_event(session, resource.lifecycle.failure_event(action), resource)
+    resource.move(action.end)
+    resource.health = "healthy" if action.end == "running" else "unknown"
+    if action.time_column:
+        setattr(resource, action.time_column, utc_now())
     if action.end == DELETED:
         resource.deleted_at = utc_now()
     return await write_event(session, action.event, resource)
 
 
 async def _settle_included(
-    session: AsyncSession, instance: Instance, hold: OperationHold, end: OperationEnd
+    session: AsyncSession, resource: Stateful, hold: OperationHold, end: OperationEnd
 ) -> list[EndpointOrder]:
-    """Sets the status of an instance that the operation on its server held, and writes the event."""
+    """Sets the status of a resource that the operation on another held too, and writes the event."""
     action = action_of(end.order.resource_type, end.order.action)
-    if end.outcome == "succeeded" and action.end == DELETED:
-        instance.status, instance.deleted_at = DELETED, utc_now()
-        instance.status_message = "Deleted with its server."
-        return await write_event(session, INSTANCE.actions["delete"].event, instance)
-    if instance.status in INSTANCE.transitional:
-        reached = action.instances_action if end.outcome == "succeeded" else None
+    lifecycle, before = resource.lifecycle, hold.status_before
+    stands_for = (
+        lifecycle.actions[action.includes.action] if action.includes and action.includes.action else None
+    )
+    succeeded = end.outcome == "succeeded"
+    if succeeded and stands_for and stands_for.end == DELETED:
+        resource.move(DELETED, f"Deleted with its {end.order.resource_type}.")
+        resource.deleted_at = utc_now()
+        return await write_event(session, stands_for.event, resource)
+    if resource.status in lifecycle.transitional:
         # No observation has replaced the transitional status.
-        instance.status = INSTANCE.actions[reached].end if reached else hold.status_before
-    done = _ACTION_TO.get(instance.status) if instance.status != hold.status_before else None
-    return await write_event(session, done.event, instance) if done else []
+        resource.move(stands_for.end if stands_for and succeeded else before, resource.status_message)
+    noticed = lifecycle.observed(before, resource.status)
+    return await write_event(session, noticed.event, resource) if noticed else []
 
 
 async def _in_full(session: AsyncSession, end: OperationEnd) -> str | None:

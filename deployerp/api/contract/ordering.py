@@ -16,22 +16,21 @@ from deployerp.api.contract.envelope import Data, shown
 from deployerp.api.contract.schemas import EXAMPLE_PARTS, View, enum_of
 from deployerp.core.errors import Conflict, InvalidState, Unavailable
 from deployerp.domain.operations import ordering
-from deployerp.domain.operations.lifecycles import (
-    LIFECYCLES,
-    OPEN_OPERATION_STATES,
-    OPERATION_STATES,
-    ResourceType,
-)
+from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES, OPERATION_STATES, Lifecycle
 from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.operations.operation import Operation
-from deployerp.domain.operations.ordering import Resource
+from deployerp.domain.operations.stateful import Stateful
+from deployerp.domain.tables import lifecycles
 
 
 class OperationSummary(View):
     id: UUID
-    resource_type: ResourceType
+    resource_type: Annotated[str, enum_of(tuple(lifecycles()))]
     resource_id: UUID
     action: str
+    parameters: dict[str, Any] = Field(
+        description="What the action was ordered with; a retry has the same.", examples=[{}]
+    )
     state: Annotated[str, enum_of(OPERATION_STATES)]
     error_code: str | None
     error_message: str | None
@@ -42,33 +41,31 @@ class OperationSummary(View):
     finished_at: datetime | None
 
 
-def first_of(resource_type: ResourceType) -> dict[str, Any]:
+def first_of(lifecycle: Lifecycle) -> dict[str, Any]:
     """What a schema adds to an operation of this kind of resource, for its example."""
-    return {EXAMPLE_PARTS: {"resourceType": resource_type, "action": LIFECYCLES[resource_type].first.name}}
+    return {EXAMPLE_PARTS: {"resourceType": lifecycle.resource_type, "action": lifecycle.first.name}}
 
 
-async def create(change: Change, resource: Resource, taken: Conflict) -> Operation:
+async def create(change: Change, resource: Stateful, taken: Conflict, parameters: object = None) -> Operation:
     """Adds a new resource and the operation that brings it into being. Raises `taken` for a name in use."""
     await change.add(resource, taken)
-    first = LIFECYCLES[ordering.RESOURCE_TYPES[type(resource)]].first.name
-    request = ordering.ActionRequest(first, change.caller.actor_id)
-    operation = await ordering.order_first(change.session, resource, request)
-    change.trail.made(operation)
-    return operation
+    return await _order(change, resource, resource.lifecycle.first.name, parameters)
 
 
-async def act(change: Change, resource: Resource, action: str, *, force: bool = False) -> Operation:
-    """Takes a locked resource on its way. Raises `OperationInProgress` and `InvalidState`.
+async def act(
+    change: Change, resource: Stateful, action: str, parameters: object = None, *, force: bool = False
+) -> Operation:
+    """Orders an action on a locked resource. Raises `OperationInProgress` and `InvalidState`.
 
     With `force` it takes the place of the operations that hold the resource.
     """
     if force:
         for closed in await ordering.supersede(change.session, resource):
             change.afterwards.append(partial(_end, change, closed.order))
-    return await _order(change, resource, action, force=force)
+    return await _order(change, resource, action, parameters, force=force)
 
 
-async def retry(change: Change, failed: Operation, resource: Resource) -> Operation:
+async def retry(change: Change, failed: Operation, resource: Stateful) -> Operation:
     """A new operation with the same order, for a locked resource that the last one left failed.
 
     Raises `OperationInProgress` and `InvalidState`.
@@ -87,14 +84,14 @@ async def retry(change: Change, failed: Operation, resource: Resource) -> Operat
             "Only the latest operation of a resource can be retried.",
             details={"latest_operation_id": str(latest)},
         )
-    return await _order(change, resource, failed.action, force=failed.force, retry_of=failed.id)
+    return await _order(change, resource, failed.action, force=failed.force, retry_of=failed)
 
 
 async def _order(
-    change: Change, resource: Resource, action: str, *, force: bool = False, retry_of: UUID | None = None
+    change: Change, resource: Stateful, action: str, parameters: object = None, **options: Any
 ) -> Operation:
-    request = ordering.ActionRequest(action, change.caller.actor_id, force, retry_of)
-    operation = await ordering.order(change.session, resource, request)
+    actor = ordering.Actor(change.caller.actor_id)
+    operation = await ordering.order(change.session, actor, resource, action, parameters, **options)
     change.trail.made(operation)
     return operation
 
@@ -115,7 +112,7 @@ def accepted(change: Change, operation: Operation, data: Data | None = None) -> 
     return change.answer(data or shown(OperationSummary, operation), status=202, headers=headers)
 
 
-async def begun(change: Change, operation: Operation, view: type[View], resource: Resource) -> Response:
+async def begun(change: Change, operation: Operation, view: type[View], resource: Stateful) -> Response:
     """202 with the resource and its operation."""
     # What the database sets, such as the time of the update, is known after the flush.
     await change.session.flush()

@@ -9,18 +9,17 @@ from sqlmodel import col
 from deployerp.core.errors import NotFound
 from deployerp.domain.events.event import Event
 from deployerp.domain.events.types import EVENT_TYPES, PINGED
-from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import EndpointOrder
 from deployerp.domain.operations.operation import Operation
+from deployerp.domain.operations.stateful import Stateful
 from deployerp.domain.organizations import Organization
-from deployerp.domain.servers import Server
 from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.domain.webhooks.queue import wake
 
 
 async def write_event(
-    session: AsyncSession, event_type: str, resource: Server | Instance | Operation | WebhookEndpoint
+    session: AsyncSession, event_type: str, resource: Stateful | Operation | WebhookEndpoint
 ) -> list[EndpointOrder]:
     """Adds an event and the deliveries it calls for, in the caller's transaction.
 
@@ -49,7 +48,7 @@ async def write_ping(
 
 
 async def _write(
-    session: AsyncSession, event_type: str, resource: Server | Instance | Operation | WebhookEndpoint
+    session: AsyncSession, event_type: str, resource: Stateful | Operation | WebhookEndpoint
 ) -> Event:
     event = Event(
         organization_id=resource.organization_id,

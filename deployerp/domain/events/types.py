@@ -11,12 +11,14 @@ from functools import cached_property
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
-from pydantic.alias_generators import to_camel, to_pascal
+from pydantic import AfterValidator, BaseModel, Field, create_model
+from pydantic.alias_generators import to_pascal
 
 from deployerp.core.fields import Pattern
-from deployerp.domain.instances import EnvironmentType
-from deployerp.domain.operations.lifecycles import FAILED, INSTANCE, LIFECYCLES, SERVER, failure_event
+from deployerp.domain import tables
+from deployerp.domain.events.facts import Facts, sample_id
+from deployerp.domain.operations.lifecycles import FAILED
+from deployerp.domain.operations.stateful import STATEFUL, Stateful
 
 PINGED = "webhook_endpoint.pinged"
 """The one event that goes to a single endpoint, and to it alone."""
@@ -27,38 +29,8 @@ EventResource = Literal["server", "instance", "operation", "backup", "webhook_en
 _BACKUP_STATES = ("pending", "running", "completed", "failed", "deleting", "deleted")
 
 
-class Facts(BaseModel):
-    """What an event tells of its resource, spelled as in the API; secrets have no place here."""
-
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
-
-    id: UUID
-
-    def told(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-class ServerFacts(Facts):
-    name: str
-    status: str = Field(json_schema_extra={"enum": [*SERVER.states]})
-    status_message: str | None = Field(description="What went wrong, where something did.")
-    address: str | None = Field(description="Where it answers, once it does.")
-
-
-class InstanceFacts(Facts):
-    name: str
-    slug: str
-    status: str = Field(json_schema_extra={"enum": [*INSTANCE.states]})
-    status_message: str | None = Field(description="What went wrong, where something did.")
-    server_id: UUID
-    odoo_version: str
-    environment_type: EnvironmentType
-    url: str | None = Field(description="Where it answers, once it does.")
-
-
 class OperationFacts(Facts):
-    resource_type: str = Field(json_schema_extra={"enum": [*LIFECYCLES]})
+    resource_type: str = Field(json_schema_extra={"enum": [*tables.lifecycles()]})
     resource_id: UUID
     action: str
     error_code: str | None = Field(description="What kept its last attempt from succeeding.")
@@ -119,27 +91,11 @@ class EventType:
         return self.facts.model_validate(resource).told()
 
 
-def _id(number: int) -> UUID:
-    return UUID(f"01932a7c-8f4e-7c3a-9b2d-{number:012x}")
-
-
-_SERVER = ServerFacts(id=_id(1), name="one", status="running", status_message=None, address="203.0.113.7")
-_INSTANCE = InstanceFacts(
-    id=_id(2),
-    name="Acme",
-    slug="acme",
-    status="running",
-    status_message=None,
-    server_id=_SERVER.id,
-    odoo_version="19.0",
-    environment_type="production",
-    url="https://acme.odoo.example.com",
-)
 _BACKUP = BackupFacts(
-    id=_id(3), instance_id=_INSTANCE.id, status="completed", status_message=None, size_bytes=161_000_000
+    id=sample_id(3), instance_id=sample_id(2), status="completed", status_message=None, size_bytes=161_000_000
 )
 _ENDPOINT = EndpointFacts(
-    id=_id(4), description="Tells our chat", enabled=True, disabled_reason=None, failing_since=None
+    id=sample_id(4), description="Tells our chat", enabled=True, disabled_reason=None, failing_since=None
 )
 _DISABLED = {
     "enabled": False,
@@ -147,40 +103,38 @@ _DISABLED = {
     "failing_since": datetime(2026, 11, 16, 12, tzinfo=UTC),
 }
 _STALLED = OperationFacts(
-    id=_id(5),
+    id=sample_id(5),
     resource_type="instance",
-    resource_id=_INSTANCE.id,
+    resource_id=sample_id(2),
     action="restart",
     error_code="host_unreachable",
     error_message="The server does not answer over SSH.",
 )
 _ANNOUNCED = "Announced: sent as soon as there are backups."
-_OF_LIFECYCLES = {"server": _SERVER, "instance": _INSTANCE}
 
 
 def _failed(sample: Facts, message: str) -> Facts:
     return sample.model_copy(update={"status": FAILED, "status_message": message})
 
 
-def _lifecycle_rows() -> Iterator[EventType]:
-    for resource_type, lifecycle in LIFECYCLES.items():
-        sample = _OF_LIFECYCLES[resource_type]
-        for action in lifecycle.actions.values():
-            yield EventType(
-                action.event,
-                f"`{action.name}` of the {resource_type} has succeeded: it is {action.end}.",
-                sample.model_copy(update={"status": action.end}),
-            )
-            yield EventType(
-                failure_event(resource_type, action.name),
-                f"`{action.name}` of the {resource_type} has failed or was cancelled:"
-                " `statusMessage` says why.",
-                _failed(sample, "The machine does not answer."),
-            )
+def lifecycle_event_types(table: type[Stateful]) -> Iterator[EventType]:
+    """The rows of a resource: two for each action, told by the samples of its table."""
+    resource_type, sample = table.lifecycle.resource_type, table.sample
+    for action in table.lifecycle.actions.values():
+        yield EventType(
+            action.event,
+            f"`{action.name}` of the {resource_type} has succeeded: it is {action.end}.",
+            sample.model_copy(update={"status": action.end}),
+        )
+        yield EventType(
+            table.lifecycle.failure_event(action),
+            f"`{action.name}` of the {resource_type} has failed or was cancelled: `statusMessage` says why.",
+            _failed(sample, "The machine does not answer."),
+        )
 
 
 _ROWS = (
-    *_lifecycle_rows(),
+    *(row for table in STATEFUL.values() for row in lifecycle_event_types(table)),
     EventType(
         "backup.completed",
         f"The backup is whole: it was read back and compared. {_ANNOUNCED}",

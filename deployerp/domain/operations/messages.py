@@ -3,10 +3,9 @@
 It imports no SQLModel, so that workflows can use it inside Temporal's sandbox.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
-from deployerp.domain.operations.lifecycles import ResourceType
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -15,18 +14,20 @@ class OperationOrder:
 
     operation_id: str
     organization_id: str
-    resource_type: ResourceType
+    resource_type: str
     resource_id: str
     action: str
-    # Delete the record even if the machine or the provider cannot be reached.
-    force: bool = False
-    # What follows is for operators, and empty in orders from before it was there.
+    # For operators: what they find the workflow by.
     workflow_id: str = ""
     resource_name: str = ""
     resource_slug: str = ""
+    # Delete the record even if the machine or the provider cannot be reached.
+    force: bool = False
+    # Those of the action, as JSON has them.
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def workflow_id(resource_type: ResourceType, action: str, slug: str, operation_id: str) -> str:
+def workflow_id(resource_type: str, action: str, slug: str, operation_id: str) -> str:
     """What people recognise a workflow by: `instance-deploy.acme.<operation id>`.
 
     It consists of `a-z`, `0-9`, dots and hyphens: `/`, `:` and `@` break the links of Temporal's UI.

@@ -1,18 +1,17 @@
 """One durable run of an action on a resource, and its steps: the API's face of a workflow."""
 
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field
 
-from deployerp.database.base import Record, one_of, time_field
+from deployerp.database.base import Record, json_field, one_of, time_field
 from deployerp.domain.operations.lifecycles import (
     HOLD_MODES,
     OPERATION_STATES,
     STEP_STATES,
-    ResourceType,
-    action_of,
 )
 from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.operations.steps import STEPS
@@ -32,10 +31,11 @@ class Operation(Record, table=True):
     resource_id: UUID
     action: str
     # Those of the time when it was ordered: the resource may be renamed while its workflow runs.
-    workflow_id: str | None = None
-    resource_name: str | None = None
-    resource_slug: str | None = None
+    workflow_id: str
+    resource_name: str
+    resource_slug: str
     force: bool = False
+    parameters: dict[str, Any] = json_field(default_factory=dict)
     state: str = "pending"
     error_code: str | None = None
     error_message: str | None = None
@@ -50,26 +50,18 @@ class Operation(Record, table=True):
     stalled_at: datetime | None = time_field()
 
     @property
-    def workflow(self) -> str:
-        return action_of(self.typed_resource, self.action).workflow
-
-    @property
-    def typed_resource(self) -> ResourceType:
-        return self.resource_type  # type: ignore[return-value]
-
-    @property
     def order(self) -> OperationOrder:
         return OperationOrder(
             operation_id=str(self.id),
             organization_id=str(self.organization_id),
-            resource_type=self.typed_resource,
+            resource_type=self.resource_type,
             resource_id=str(self.resource_id),
             action=self.action,
             force=self.force,
-            # Operations from before it was kept have run under this name.
-            workflow_id=self.workflow_id or f"op-{self.id}",
-            resource_name=self.resource_name or "",
-            resource_slug=self.resource_slug or "",
+            parameters=self.parameters,
+            workflow_id=self.workflow_id,
+            resource_name=self.resource_name,
+            resource_slug=self.resource_slug,
         )
 
 

@@ -1,12 +1,14 @@
 """Ordering operations: what one needs, which resources it holds, and where it moves them.
 
-Requests order operations, and so do workflows: nothing here knows of requests.
+Requests order operations, and so do workflows and schedules: nothing here knows of requests.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from typing import Any, cast
 from uuid import UUID
 
+from pydantic import TypeAdapter
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,94 +17,88 @@ from sqlmodel import col
 from deployerp.core.errors import InvalidState, OperationInProgress
 from deployerp.database.base import new_id, utc_now
 from deployerp.database.statements import put
-from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import (
-    DELETED,
-    FAILED,
-    INSTANCE,
-    LIFECYCLES,
-    OPEN_OPERATION_STATES,
-    Action,
-    ResourceType,
-)
+from deployerp.domain import tables  # noqa: F401  (registers every resource)
+from deployerp.domain.operations.lifecycles import DELETED, FAILED, OPEN_OPERATION_STATES, Action
 from deployerp.domain.operations.messages import workflow_id
 from deployerp.domain.operations.operation import Operation, OperationHold
-from deployerp.domain.servers import Server
-
-Resource = Server | Instance
-MODELS: dict[ResourceType, type[Resource]] = {"server": Server, "instance": Instance}
-RESOURCE_TYPES: dict[type[Resource], ResourceType] = {model: name for name, model in MODELS.items()}
+from deployerp.domain.operations.stateful import STATEFUL, Stateful
 
 
 @dataclass(frozen=True)
-class ActionRequest:
-    """What is asked for: an action on a resource, by whom, and how."""
+class Actor:
+    """Who orders an operation: a user, an API key, or the control plane itself, which has no id."""
 
-    action: str
-    requested_by: UUID | None = None
-    force: bool = False
-    retry_of: UUID | None = None
+    id: UUID | None = None
 
 
-async def order(session: AsyncSession, resource: Resource, request: ActionRequest) -> Operation:
-    """Writes an operation on a locked resource, and moves what it holds to the transitional states.
+SYSTEM = Actor()
 
-    The caller starts its workflow after the commit. Raises `OperationInProgress` and `InvalidState`.
+
+async def order(
+    session: AsyncSession,
+    actor: Actor,
+    resource: Stateful,
+    name: str,
+    parameters: object = None,
+    *,
+    force: bool = False,
+    retry_of: Operation | None = None,
+    parent: Operation | None = None,
+) -> Operation:
+    """Writes an operation on a resource, and moves what it holds to the transitional states.
+
+    The resource is new or locked. `parameters` is the dataclass that the action declares; a retry has those
+    of the operation that it repeats. An operation ordered by another, its `parent`, takes over the parent's
+    hold, and its status is not checked: the parent decides where the resource goes. The caller starts the
+    workflow after the commit. Raises `OperationInProgress` and `InvalidState`.
     """
-    action = _action(resource, request.action)
-    included = await _included(session, resource, action)
-    await _refuse_held(session, resource, included)
-    await _need_server(session, resource, action, request)
-    _need_status(resource, action, is_retry=request.retry_of is not None)
-    operation = _operation(resource, request)
-    holds = [_hold(operation, each) for each in (resource, *included)]
-    await _write(session, operation, holds)
-    _move(resource, action)
-    for instance in included:
-        if action.instances_action and instance.status == "running":
-            instance.status = INSTANCE.actions[action.instances_action].transitional
-    return operation
-
-
-async def order_first(session: AsyncSession, resource: Resource, request: ActionRequest) -> Operation:
-    """Writes the operation that brings a new resource into being, which it moves when it is claimed.
-
-    Raises `InvalidState`.
-    """
-    await _need_server(session, resource, _action(resource, request.action), request)
-    operation = _operation(resource, request)
-    await _write(session, operation, [_hold(operation, resource)])
-    return operation
-
-
-async def order_within(session: AsyncSession, parent: Operation, resource: Resource, name: str) -> Operation:
-    """Writes an operation that `parent` orders, and moves the parent's hold of the locked resource to it.
-
-    The status is not checked: the parent holds the resource and decides where it goes.
-    Raises `OperationInProgress`.
-    """
-    hold = await session.scalar(
-        select(OperationHold).where(
-            col(OperationHold.operation_id) == parent.id, col(OperationHold.resource_id) == resource.id
-        )
+    action = resource.lifecycle.actions[name]
+    operation = Operation(
+        id=(operation_id := new_id()),
+        organization_id=resource.organization_id,
+        resource_type=resource.resource_type,
+        resource_id=resource.id,
+        action=name,
+        parameters=retry_of.parameters if retry_of else _as_json(action, parameters),
+        workflow_id=workflow_id(resource.resource_type, name, resource.workflow_slug, str(operation_id)),
+        resource_name=resource.name,
+        resource_slug=resource.workflow_slug,
+        force=force,
+        requested_by=actor.id,
+        retry_of=retry_of.id if retry_of else None,
+        parent_id=parent.id if parent else None,
     )
-    if hold is None:
-        raise OperationInProgress("The operation does not hold the resource any more.")
-    operation = _operation(resource, ActionRequest(name, requested_by=parent.requested_by))
-    operation.parent_id = parent.id
-    await put(session, operation)
-    hold.operation_id = operation.id
-    resource.status, resource.status_message = _action(resource, name).transitional, None
+    if parent is not None:
+        await _take_over(session, parent, operation)
+        resource.move(action.transitional)
+        return operation
+    is_new = action is resource.lifecycle.first and retry_of is None
+    included = [] if is_new else await lock_included(session, resource, action)
+    if not is_new:
+        await _check_holds(session, resource, included)
+    if not force:
+        await _check_requirement(session, resource, action)
+    if not is_new:
+        _check_status(resource, action, is_retry=retry_of is not None)
+    await _write(session, operation, [_hold(operation, each) for each in (resource, *included)])
+    if not is_new:
+        # A new resource is pending until its workflow claims the operation.
+        _move(resource, action, included)
     return operation
 
 
-async def supersede(session: AsyncSession, resource: Resource) -> list[Operation]:
+def parameters_of(order: Any, kind: type[Any]) -> Any:
+    """The parameters of an operation or its order, as the dataclass that its action declares."""
+    return TypeAdapter(kind).validate_python(dict(order.parameters))
+
+
+async def supersede(session: AsyncSession, resource: Stateful) -> list[Operation]:
     """Closes the operations that a deletion by force replaces, and returns them.
 
     These are the open operations on the locked resource and on what its deletion includes. A deletion by
     force of the resource itself stays open: a second request for it must not start it again.
     """
-    included = await _included(session, resource, _action(resource, "delete"))
+    included = await lock_included(session, resource, resource.lifecycle.actions["delete"])
     subjects = {each.id: each for each in (resource, *included)}
     closed = []
     for operation in await lock_holders(session, list(subjects)):
@@ -111,12 +107,12 @@ async def supersede(session: AsyncSession, resource: Resource) -> list[Operation
             continue
         for hold in await release_holds(session, operation):
             held = subjects.get(hold.resource_id)
-            if held is not None and held.status in LIFECYCLES[RESOURCE_TYPES[type(held)]].transitional:
-                held.status = hold.status_before
+            if held is not None and held.status in held.lifecycle.transitional:
+                held.move(hold.status_before, held.status_message)
         operation.state, operation.finished_at = "cancelled", utc_now()
         operation.error_code = "superseded"
-        operation.error_message = f"The {RESOURCE_TYPES[type(resource)]} was deleted by force."
-        subject.status = FAILED
+        operation.error_message = f"The {resource.resource_type} was deleted by force."
+        subject.move(FAILED, subject.status_message)
         closed.append(operation)
     await session.flush()
     return closed
@@ -142,53 +138,72 @@ async def lock_holders(session: AsyncSession, resource_ids: Sequence[UUID]) -> S
     return found.all()
 
 
-def _action(resource: Resource, name: str) -> Action:
-    return LIFECYCLES[RESOURCE_TYPES[type(resource)]].actions[name]
-
-
-async def _included(session: AsyncSession, resource: Resource, action: Action) -> Sequence[Instance]:
-    """The instances that the action on their server holds too, locked."""
-    if not action.includes_instances:
+async def lock_included(session: AsyncSession, resource: Stateful, action: Action) -> list[Stateful]:
+    """The resources that the action holds beside its own, locked."""
+    if action.includes is None:
         return []
-    found = await session.scalars(
-        select(Instance)
-        .where(col(Instance.server_id) == resource.id, col(Instance.status) != DELETED)
-        .order_by(col(Instance.id))
+    table = STATEFUL[action.includes.resource_type]
+    query = (
+        select(table)
+        .where(getattr(table, action.includes.column) == resource.id, col(table.status) != DELETED)
+        .order_by(col(table.id))
         .with_for_update()
     )
-    return found.all()
+    return list((await session.scalars(query)).all())
 
 
-async def _refuse_held(session: AsyncSession, resource: Resource, included: Sequence[Instance]) -> None:
+def _as_json(action: Action, parameters: object) -> dict[str, Any]:
+    if action.parameters is None:
+        return {}
+    if not is_dataclass(parameters) or not isinstance(parameters, action.parameters):
+        raise TypeError(f"{action.name} takes {action.parameters.__name__}")
+    return cast("dict[str, Any]", TypeAdapter(action.parameters).dump_python(parameters, mode="json"))
+
+
+async def _take_over(session: AsyncSession, parent: Operation, operation: Operation) -> None:
+    hold = await session.scalar(
+        select(OperationHold).where(
+            col(OperationHold.operation_id) == parent.id,
+            col(OperationHold.resource_id) == operation.resource_id,
+        )
+    )
+    if hold is None:
+        raise OperationInProgress("The operation does not hold the resource any more.")
+    await put(session, operation)
+    hold.operation_id = operation.id
+
+
+async def _check_holds(session: AsyncSession, resource: Stateful, included: Sequence[Stateful]) -> None:
     for operation in await lock_holders(session, [resource.id, *(each.id for each in included)]):
-        kind = RESOURCE_TYPES[type(resource)]
-        other = f"{operation.resource_type} {operation.resource_name or operation.resource_id}"
-        subject = f"this {kind}" if operation.resource_id == resource.id else other
+        other = f"{operation.resource_type} {operation.resource_name}"
+        subject = f"this {resource.resource_type}" if operation.resource_id == resource.id else other
         raise OperationInProgress(
             f"Operation `{operation.action}` runs on {subject}: wait for it or cancel it.",
             details={"operation_id": str(operation.id)},
         )
 
 
-async def _need_server(
-    session: AsyncSession, resource: Resource, action: Action, request: ActionRequest
-) -> None:
-    if not isinstance(resource, Server) and action.server_states and not request.force:
-        query = select(col(Server.name), col(Server.status)).where(col(Server.id) == resource.server_id)
-        name, status = (await session.execute(query)).one()
-        if status not in action.server_states:
-            way_out = ", or add force=true" if action.end == DELETED else ""
-            raise InvalidState(
-                f"The server {name} is {status}, and `{action.name}` needs it to be"
-                f" {' or '.join(action.server_states)}: start it first{way_out}.",
-                details={"status": status},
-            )
+async def _check_requirement(session: AsyncSession, resource: Stateful, action: Action) -> None:
+    if action.requires is None:
+        return
+    table = STATEFUL[action.requires.resource_type]
+    query = select(col(table.name), col(table.status)).where(
+        col(table.id) == getattr(resource, action.requires.column)
+    )
+    name, status = (await session.execute(query)).one()
+    if status not in action.requires.states:
+        way_out = ", or add force=true" if action.end == DELETED else ""
+        raise InvalidState(
+            f"The {action.requires.resource_type} {name} is {status}, and `{action.name}` needs it to be"
+            f" {' or '.join(action.requires.states)}: start it first{way_out}.",
+            details={"status": status},
+        )
 
 
-def _need_status(resource: Resource, action: Action, *, is_retry: bool) -> None:
+def _check_status(resource: Stateful, action: Action, *, is_retry: bool) -> None:
     if resource.status == FAILED and action.end != DELETED and not is_retry and not resource.has_run:
         raise InvalidState(
-            f"The {RESOURCE_TYPES[type(resource)]} has never run: retry its last operation, or delete it.",
+            f"The {resource.resource_type} has never run: retry its last operation, or delete it.",
             details={"status": resource.status},
         )
     allowed = action.from_states
@@ -198,33 +213,16 @@ def _need_status(resource: Resource, action: Action, *, is_retry: bool) -> None:
     if resource.status not in allowed:
         name = "retry" if is_retry else action.name
         raise InvalidState(
-            f"`{name}` needs the status {' or '.join(allowed)}, and it is {resource.status}.",
+            f"Cannot {name}: the {resource.resource_type} is {resource.status}, not {' or '.join(allowed)}.",
             details={"status": resource.status, "allowed": list(allowed)},
         )
 
 
-def _operation(resource: Resource, request: ActionRequest) -> Operation:
-    operation_id, resource_type = new_id(), RESOURCE_TYPES[type(resource)]
-    return Operation(
-        id=operation_id,
-        organization_id=resource.organization_id,
-        resource_type=resource_type,
-        resource_id=resource.id,
-        action=request.action,
-        workflow_id=workflow_id(resource_type, request.action, resource.slug, str(operation_id)),
-        resource_name=resource.name,
-        resource_slug=resource.slug,
-        force=request.force,
-        requested_by=request.requested_by,
-        retry_of=request.retry_of,
-    )
-
-
-def _hold(operation: Operation, resource: Resource) -> OperationHold:
+def _hold(operation: Operation, resource: Stateful) -> OperationHold:
     return OperationHold(
         organization_id=resource.organization_id,
         operation_id=operation.id,
-        resource_type=RESOURCE_TYPES[type(resource)],
+        resource_type=resource.resource_type,
         resource_id=resource.id,
         status_before=resource.status,
     )
@@ -239,7 +237,13 @@ async def _write(session: AsyncSession, operation: Operation, holds: Sequence[Op
         raise OperationInProgress("Another operation has just begun: wait for it or cancel it.") from None
 
 
-def _move(resource: Resource, action: Action) -> None:
-    resource.status, resource.status_message = action.transitional, None
-    if isinstance(resource, Instance) and action.desired_state:
+def _move(resource: Stateful, action: Action, included: Sequence[Stateful]) -> None:
+    resource.move(action.transitional)
+    if action.desired_state:
         resource.desired_state = action.desired_state
+    if action.includes is None or action.includes.action is None:
+        return
+    for each in included:
+        theirs = each.lifecycle.actions[action.includes.action]
+        if each.status in theirs.from_states:
+            each.move(theirs.transitional, each.status_message)

@@ -8,12 +8,14 @@ from sqlalchemy import Index, UniqueConstraint, text
 from sqlmodel import Field
 
 from deployerp.database.base import Record, one_of, time_field, utc_now
-from deployerp.domain.operations.lifecycles import DELIVERY_STATES
 
 _PENDING: dict[str, Any] = {
     "sqlite_where": text("state = 'pending'"),
     "postgresql_where": text("state = 'pending'"),
 }
+
+
+DELIVERY_STATES = ("pending", "succeeded", "failed")
 
 
 class WebhookDelivery(Record, table=True):

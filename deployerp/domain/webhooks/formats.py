@@ -11,8 +11,9 @@ from datetime import datetime
 from typing import Any
 
 from deployerp.core.errors import PayloadTooLarge
+from deployerp.domain import tables  # noqa: F401  (registers every resource)
 from deployerp.domain.events.event import Event
-from deployerp.domain.operations.lifecycles import LIFECYCLES, failure_event
+from deployerp.domain.operations.stateful import STATEFUL
 
 # Standard Webhooks asks for payloads under 20 kB.
 _LARGEST_BODY = 20_000
@@ -29,11 +30,11 @@ def _said() -> dict[str, str]:
         "webhook_endpoint.disabled": "was disabled",
         "webhook_endpoint.pinged": "was pinged: this is a test",
     }
-    for lifecycle in LIFECYCLES.values():
-        for action in lifecycle.actions.values():
+    for table in STATEFUL.values():
+        for action in table.lifecycle.actions.values():
             done = action.event.partition(".")[2]
             said[action.event] = f"was {done}"
-            said[failure_event(lifecycle.resource_type, action.name)] = f"could not be {done}"
+            said[table.lifecycle.failure_event(action)] = f"could not be {done}"
     return said
 
 

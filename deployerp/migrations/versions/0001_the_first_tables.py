@@ -235,9 +235,10 @@ def _create_tables() -> None:
         sa.Column("resource_type", sa.String(), nullable=False),
         sa.Column("resource_id", sa.Uuid(), nullable=False),
         sa.Column("action", sa.String(), nullable=False),
-        sa.Column("workflow_id", sa.String(), nullable=True),
-        sa.Column("resource_name", sa.String(), nullable=True),
-        sa.Column("resource_slug", sa.String(), nullable=True),
+        sa.Column("workflow_id", sa.String(), nullable=False),
+        sa.Column("resource_name", sa.String(), nullable=False),
+        sa.Column("resource_slug", sa.String(), nullable=False),
+        sa.Column("parameters", _JSON, nullable=False),
         sa.Column("force", sa.Boolean(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("error_code", sa.String(), nullable=True),
@@ -478,6 +479,8 @@ def _create_tables() -> None:
         sa.Column("image", sa.String(), nullable=True),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("status_message", sa.String(), nullable=True),
+        sa.Column("state_changed_at", _TIME, nullable=False),
+        sa.Column("health", sa.String(), nullable=False),
         sa.Column("node_id", sa.String(), nullable=True),
         sa.Column("address", sa.String(), nullable=True),
         sa.Column("ssh_port", sa.Integer(), nullable=False),
@@ -488,6 +491,9 @@ def _create_tables() -> None:
         sa.Column("sealed_login_private_key", sa.String(), nullable=True),
         sa.Column("engine_version", sa.String(), nullable=True),
         sa.Column("deleted_at", _TIME, nullable=True),
+        sa.CheckConstraint(
+            "health IN ('healthy', 'degraded', 'unhealthy', 'unknown')", name=op.f("ck_servers_health")
+        ),
         sa.CheckConstraint(
             "status IN ('pending', 'provisioning', 'running', 'stopping', 'stopped', 'starting', 'restarting', 'deleting', 'deleted', 'failed', 'unreachable')",
             name=op.f("ck_servers_status"),
@@ -593,6 +599,8 @@ def _create_tables() -> None:
         sa.Column("url", sa.String(), nullable=True),
         sa.Column("status", sa.String(), nullable=False),
         sa.Column("status_message", sa.String(), nullable=True),
+        sa.Column("state_changed_at", _TIME, nullable=False),
+        sa.Column("health", sa.String(), nullable=False),
         sa.Column("desired_state", sa.String(), server_default="running", nullable=False),
         sa.Column("sealed_env_vars", sa.String(), nullable=False),
         sa.Column("sealed_database_password", sa.String(), nullable=False),
@@ -604,6 +612,9 @@ def _create_tables() -> None:
         sa.Column("odoo_digest", sa.String(), nullable=True),
         sa.Column("deployed_at", _TIME, nullable=True),
         sa.Column("deleted_at", _TIME, nullable=True),
+        sa.CheckConstraint(
+            "health IN ('healthy', 'degraded', 'unhealthy', 'unknown')", name=op.f("ck_instances_health")
+        ),
         sa.CheckConstraint(
             "desired_state IN ('running', 'stopped')", name=op.f("ck_instances_desired_state")
         ),

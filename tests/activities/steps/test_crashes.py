@@ -16,6 +16,7 @@ from deployerp.activities.steps.instance_parts import ROLE_LABEL, Images, Parts,
 from deployerp.activities.steps.interceptor import Step, as_application_error
 from deployerp.activities.steps.prepared_databases import _initialise, start_postgres
 from deployerp.core.errors import CommandFailed, ContainerFailed, DiskFull, EngineError, HostUnreachable
+from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
 from deployerp.drivers.engine.containers import ContainerSpec, masked
 from deployerp.drivers.engine.engine import Engine
@@ -156,7 +157,7 @@ async def test_odoo_that_ends_at_once_fails_its_operation_within_seconds(
     remove_afterwards: Removal,
 ) -> None:
     """Its PostgreSQL answers and does not know the role that Odoo signs in as."""
-    parts = parts_of(await records.instance(order.resource_id), images)
+    parts = parts_of(await records.get(Instance, order.resource_id), images)
     remove_afterwards(parts.labels)
     await engine.ensure_network(parts.network, parts.labels)
     await engine.ensure_container(parts.postgres_spec(POSTGRES))

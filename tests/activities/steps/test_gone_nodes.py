@@ -14,7 +14,9 @@ from deployerp.activities.steps.nodes import Nodes
 from deployerp.core.errors import DeployError, HostUnreachable, NodeGone, ProviderError
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
+from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.servers import Server
 from deployerp.drivers.clouds.cloud import Node
 from deployerp.drivers.server.host import generate_key_pair
 from tests.conftest import Fleet
@@ -57,7 +59,7 @@ async def deletion_on(
     login, host = generate_key_pair("ours"), generate_key_pair("theirs")
     await records.note(
         order,
-        await records.server(order.resource_id),
+        await records.get(Server, order.resource_id),
         node_id=MACHINE,
         address="127.0.0.1",
         ssh_port=unused_port(),
@@ -148,7 +150,7 @@ async def test_the_steps_of_a_server_say_the_same(
 ) -> None:
     vault = Vault(settings.encryption_keys)
     servers = ServerActivities(records, nodes, Hosts(vault, nodes), vault, settings)
-    instance = await records.instance(deletion.resource_id)
+    instance = await records.get(Instance, deletion.resource_id)
     order = OperationOrder(
         deletion.operation_id, deletion.organization_id, "server", str(instance.server_id), step
     )
@@ -169,7 +171,7 @@ async def test_destroying_a_machine_that_is_gone_says_so_and_succeeds(
     monkeypatch.setattr(servers_module, "tell", said.append)
     vault = Vault(settings.encryption_keys)
     servers = ServerActivities(records, nodes, Hosts(vault, nodes), vault, settings)
-    instance = await records.instance(deletion.resource_id)
+    instance = await records.get(Instance, deletion.resource_id)
     order = OperationOrder(
         deletion.operation_id, deletion.organization_id, "server", str(instance.server_id), "delete"
     )

@@ -8,6 +8,7 @@ from deployerp.activities.records import Records
 from deployerp.activities.steps import interceptor
 from deployerp.activities.steps.interceptor import Step
 from deployerp.core.errors import OperationClosed
+from deployerp.domain.servers import Server
 from tests.conftest import Fleet
 
 pytestmark = pytest.mark.fault("1")
@@ -45,7 +46,7 @@ async def test_a_running_step_ends_when_its_operation_is_closed(
 
 async def test_facts_of_a_closed_operation_are_not_written(fleet: Fleet, records: Records) -> None:
     order = await fleet.end(await fleet.begin_server(), "failed")
-    server = await records.server(order.resource_id)
+    server = await records.get(Server, order.resource_id)
     with pytest.raises(OperationClosed):
         await records.note(order, server, node_id="a-machine-too-many")
-    assert (await records.server(order.resource_id)).node_id is None
+    assert (await records.get(Server, order.resource_id)).node_id is None

@@ -69,7 +69,7 @@ async def deployed(
     order = await begun(fleet, await fleet.begin_instance((await fleet.server())["id"]))
     steps = steps_with(records, hosts, settings_of_the_deploy)
     await ActivityEnvironment().run(steps.pull_images, order)
-    instance = await records.instance(order.resource_id)
+    instance = await records.get(Instance, order.resource_id)
     parts = parts_of(instance, Images(POSTGRES, ODOO))
     remove_afterwards(parts.labels)
     await engine.ensure_network(parts.network, parts.labels)
@@ -101,7 +101,7 @@ async def test_a_restart_runs_the_images_of_the_deploy(
     deployed: Parts, fleet: Fleet, records: Records, hosts: Hosts, settings: Settings, engine: Engine
 ) -> None:
     """The settings name others by then, and so does the tag that the deploy was made from."""
-    before = await records.instance(deployed.labels["deployerp.instance"])
+    before = await records.get(Instance, deployed.labels["deployerp.instance"])
     digest = await engine.image_digest(POSTGRES)
     assert (before.postgres_image, before.odoo_image, before.postgres_digest) == (POSTGRES, ODOO, digest)
     ran = image_of(deployed.postgres)
@@ -113,7 +113,7 @@ async def test_a_restart_runs_the_images_of_the_deploy(
     for step in (steps.pull_images, steps.stop_containers, steps.start_postgres):
         await environment.run(step, order)
     assert image_of(deployed.postgres).split()[1] == ran.split()[1]
-    after = await records.instance(order.resource_id)
+    after = await records.get(Instance, order.resource_id)
     assert (after.postgres_image, after.postgres_digest) == (POSTGRES, digest)
 
 
@@ -130,7 +130,7 @@ async def test_images_of_an_older_instance_are_those_of_its_containers(
     await forget_images(sessions, order)
     changed = settings.model_copy(update={"postgres_image": ODOO, "odoo_image": ODOO})
     await ActivityEnvironment().run(steps_with(records, hosts, changed).pull_images, order)
-    after = await records.instance(order.resource_id)
+    after = await records.get(Instance, order.resource_id)
     assert (after.postgres_image, after.postgres_digest) == (POSTGRES, await engine.image_digest(POSTGRES))
 
 
@@ -150,7 +150,7 @@ async def test_another_major_version_of_postgres_is_refused_before_anything_stop
     steps = steps_with(records, hosts, settings_of_the_deploy)
     with pytest.raises(ImageRefused, match=r"is PostgreSQL 17, and the instance's data is of PostgreSQL 16"):
         await ActivityEnvironment().run(steps.pull_images, order)
-    assert (await records.instance(order.resource_id)).postgres_image is None
+    assert (await records.get(Instance, order.resource_id)).postgres_image is None
     await write_version(engine, deployed, 17)
     await ActivityEnvironment().run(steps.pull_images, order)
 

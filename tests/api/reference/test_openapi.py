@@ -11,7 +11,9 @@ from uuid import UUID
 import jsonschema_rs
 import pytest
 
-from deployerp.domain.operations.lifecycles import INSTANCE, LIFECYCLES, SERVER
+from deployerp.domain.instances import INSTANCE
+from deployerp.domain.servers import SERVER
+from deployerp.domain.tables import lifecycles
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "openapi.py"))
@@ -109,7 +111,7 @@ def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
                 begun = about["operation"]
                 kind = operation["tags"][0].removesuffix("s")
                 assert (begun["resourceType"], begun["resourceId"]) == (kind, about["id"])
-                assert begun["action"] == LIFECYCLES[kind].first.name
+                assert begun["action"] == lifecycles()[kind].first.name
                 assert (begun["state"], begun["startedAt"], begun["finishedAt"]) == ("pending", None, None)
                 assert (about["status"], about.get("deployedAt")) == ("pending", None)
             for part in link["parameters"]["id"].removeprefix("$response.body#/").split("/"):

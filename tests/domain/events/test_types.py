@@ -12,17 +12,17 @@ import pytest
 import deployerp
 from deployerp.domain.events.types import EVENT_TYPES, PINGED, EventResource, EventType, known_pattern
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import LIFECYCLES, failure_event
 from deployerp.domain.servers import Server
+from deployerp.domain.tables import lifecycles
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 
 PACKAGE = Path(deployerp.__file__).parent
 every_type = pytest.mark.parametrize("type", EVENT_TYPES.values(), ids=EVENT_TYPES)
 OF_LIFECYCLES = {
     name
-    for resource_type, lifecycle in LIFECYCLES.items()
+    for lifecycle in lifecycles().values()
     for action in lifecycle.actions.values()
-    for name in (action.event, failure_event(resource_type, action.name))
+    for name in (action.event, lifecycle.failure_event(action))
 }
 ANNOUNCED = {"backup.completed", "backup.failed"}
 
@@ -46,7 +46,7 @@ def types_of(argument: ast.expr, module: str) -> set[str]:
         case ast.Name(name):
             return {getattr(importlib.import_module(module), name)}
         # Of an action, or of its failure: any of them.
-        case ast.Attribute(attr="event") | ast.Call(ast.Name("failure_event")):
+        case ast.Attribute(attr="event") | ast.Call(ast.Attribute(attr="failure_event")):
             return OF_LIFECYCLES
     raise AssertionError(f"{module}: which type of event is {ast.unparse(argument)}?")
 

@@ -2,13 +2,14 @@
 
 import pytest
 
-from deployerp.domain.operations.lifecycles import DELETED, FAILED, LIFECYCLES, Action, Lifecycle
+from deployerp.domain.operations.lifecycles import DELETED, FAILED, Action, Lifecycle
 from deployerp.domain.permissions import PERMISSIONS
+from deployerp.domain.tables import lifecycles
 from deployerp.worker import WORKFLOWS
 
 ACTIONS = [
     pytest.param(lifecycle, action, id=f"{lifecycle.resource_type}.{action.name}")
-    for lifecycle in LIFECYCLES.values()
+    for lifecycle in lifecycles().values()
     for action in lifecycle.actions.values()
 ]
 
@@ -28,7 +29,7 @@ def test_no_action_begins_where_another_is_under_way(lifecycle: Lifecycle, actio
     assert DELETED not in action.from_states
 
 
-@pytest.mark.parametrize("lifecycle", LIFECYCLES.values(), ids=LIFECYCLES)
+@pytest.mark.parametrize("lifecycle", lifecycles().values(), ids=lifecycles())
 def test_whatever_is_not_under_way_can_be_deleted(lifecycle: Lifecycle) -> None:
     ends = {each.end for each in lifecycle.actions.values()} | {lifecycle.first.from_states[0], FAILED}
     assert ends - {DELETED} <= set(lifecycle.actions["delete"].from_states)
