@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
 
+from deployerp.activities.steps.observing import Sighting, observe
 from deployerp.activities.steps.settling import lock_included, settle
 from deployerp.core.errors import NotFound, OperationClosed
 from deployerp.database.base import Record, utc_now
@@ -111,6 +112,13 @@ class Records:
         """The resources of a table that an operation holds beside its own."""
         async with self._sessions() as session:
             return [each for each in await lock_included(session, order) if isinstance(each, table)]
+
+    async def observe(self, sightings: Sequence[Sighting]) -> int:
+        """Writes what was seen of resources between operations; returns how many changed."""
+        async with self._sessions() as session, session.begin():
+            changed, asleep = await observe(session, sightings)
+        await self._temporal.wake_endpoints(asleep)
+        return len(changed)
 
     async def observe_included(self, order: OperationOrder, statuses: Mapping[UUID, str]) -> None:
         """Writes the observed statuses of resources that the operation holds beside its own.

@@ -19,7 +19,7 @@ from deployerp.core.errors import NotFound
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.events.event import Event
-from deployerp.domain.events.log import write_event
+from deployerp.domain.events.log import write_events
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationHold
@@ -122,10 +122,10 @@ async def test_an_end_that_breaks_in_the_middle_leaves_nothing(
     await records.claim_operation(order)
 
     async def breaks(*given: object) -> list[EndpointOrder]:
-        await write_event(*given)
+        await write_events(*given)
         raise ConnectionResetError
 
-    monkeypatch.setattr(settling, "write_event", breaks)
+    monkeypatch.setattr(settling, "write_events", breaks)
     with pytest.raises(ConnectionResetError):
         await records.end_operation(OperationEnd(order, "succeeded"))
     monkeypatch.undo()

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from deployerp.database.base import utc_now
-from deployerp.domain.events.log import write_event
+from deployerp.domain.events.log import Subject, write_events
 from deployerp.domain.operations.lifecycles import DELETED, FAILED
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationHold, OperationStep
@@ -27,12 +27,16 @@ async def settle(session: AsyncSession, operation: Operation, end: OperationEnd)
     if resource.deleted_at is not None:
         # Its server was deleted under it: that event has been told, and nothing brings it back.
         return []
-    asleep = []
+    facts: list[tuple[str, Subject]] = []
     for each in included:
-        if each.deleted_at is None:
-            asleep += await _settle_included(session, each, holds[each.id], end)
+        event = _settle_included(each, holds[each.id], end) if each.deleted_at is None else None
+        if event is not None:
+            facts.append((event, each))
     hold = holds.get(resource.id)
-    return asleep + await _settle_own(session, resource, hold.status_before if hold else FAILED, end)
+    facts.append((_settle_own(resource, hold.status_before if hold else FAILED, end), resource))
+    # What the database sets, such as the time of the change, is told too.
+    await session.flush()
+    return await write_events(session, facts)
 
 
 async def lock_included(session: AsyncSession, order: OperationOrder) -> Sequence[Stateful]:
@@ -48,9 +52,8 @@ async def lock_included(session: AsyncSession, order: OperationOrder) -> Sequenc
     return (await session.scalars(query)).all()
 
 
-async def _settle_own(
-    session: AsyncSession, resource: Stateful, status_before: str, end: OperationEnd
-) -> list[EndpointOrder]:
+def _settle_own(resource: Stateful, status_before: str, end: OperationEnd) -> str:
+    """Sets the state of the operation's own resource; returns the event that tells of it."""
     action = resource.lifecycle.actions[end.order.action]
     if end.outcome != "succeeded":
         left_failed = action.on_failure == "failed"
@@ -58,20 +61,18 @@ async def _settle_own(
         if end.has_begun and end.observed is None:
             # Nobody could look at it.
             resource.health = "unknown"
-        return await write_event(session, resource.lifecycle.failure_event(action), resource)
+        return resource.lifecycle.failure_event(action)
     resource.move(action.end)
     resource.health = "healthy" if action.end == "running" else "unknown"
     if action.time_column:
         setattr(resource, action.time_column, utc_now())
     if action.end == DELETED:
         resource.deleted_at = utc_now()
-    return await write_event(session, action.event, resource)
+    return action.event
 
 
-async def _settle_included(
-    session: AsyncSession, resource: Stateful, hold: OperationHold, end: OperationEnd
-) -> list[EndpointOrder]:
-    """Sets the status of a resource that the operation on another held too, and writes the event."""
+def _settle_included(resource: Stateful, hold: OperationHold, end: OperationEnd) -> str | None:
+    """Sets the state of a resource that the operation on another held too; returns the event, if any."""
     action = action_of(end.order.resource_type, end.order.action)
     lifecycle, before = resource.lifecycle, hold.status_before
     stands_for = (
@@ -81,12 +82,12 @@ async def _settle_included(
     if succeeded and stands_for and stands_for.end == DELETED:
         resource.move(DELETED, f"Deleted with its {end.order.resource_type}.")
         resource.deleted_at = utc_now()
-        return await write_event(session, stands_for.event, resource)
+        return stands_for.event
     if resource.status in lifecycle.transitional:
         # No observation has replaced the transitional status.
         resource.move(stands_for.end if stands_for and succeeded else before, resource.status_message)
     noticed = lifecycle.observed(before, resource.status)
-    return await write_event(session, noticed.event, resource) if noticed else []
+    return noticed.event if noticed else None
 
 
 async def _in_full(session: AsyncSession, end: OperationEnd) -> str | None:

@@ -1,5 +1,6 @@
 """Facts, written in the transaction of the change that they tell of."""
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -17,21 +18,40 @@ from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.domain.webhooks.queue import wake
 
+Subject = Stateful | Operation | WebhookEndpoint
+"""What an event can tell of."""
 
-async def write_event(
-    session: AsyncSession, event_type: str, resource: Stateful | Operation | WebhookEndpoint
-) -> list[EndpointOrder]:
+
+async def write_event(session: AsyncSession, event_type: str, subject: Subject) -> list[EndpointOrder]:
     """Adds an event and the deliveries it calls for, in the caller's transaction.
 
     Returns the endpoints that are to be woken once it is committed.
     """
-    event = await _write(session, event_type, resource)
-    listening = await _listening(session, event)
-    if not listening:
+    return await write_events(session, [(event_type, subject)])
+
+
+async def write_events(session: AsyncSession, facts: Sequence[tuple[str, Subject]]) -> list[EndpointOrder]:
+    """Adds many events, in this order, with one range of sequence numbers for each organization.
+
+    Returns the endpoints that are to be woken once it is committed.
+    """
+    by_organization: dict[UUID, list[tuple[str, Subject]]] = {}
+    for fact in facts:
+        by_organization.setdefault(fact[1].organization_id, []).append(fact)
+    wanting: set[UUID] = set()
+    # Always in the same order: each organization's row is locked until the end of the transaction.
+    for organization_id in sorted(by_organization):
+        events = await _write(session, organization_id, by_organization[organization_id])
+        endpoints = await _listening(session, organization_id)
+        wanted = [
+            (event, endpoint) for event in events for endpoint in endpoints if endpoint.wants(event.type)
+        ]
+        session.add_all(_delivery(event, endpoint) for event, endpoint in wanted)
+        wanting |= {endpoint.id for _, endpoint in wanted}
+    if not wanting:
         return []
-    session.add_all(_delivery(event, endpoint) for endpoint in listening)
     await session.flush()
-    return await wake(session, [endpoint.id for endpoint in listening])
+    return await wake(session, sorted(wanting))
 
 
 async def write_ping(
@@ -41,26 +61,31 @@ async def write_ping(
 
     Returns its delivery, and the endpoint where it is to be woken once it is committed.
     """
-    delivery = _delivery(await _write(session, PINGED, endpoint), endpoint)
+    (event,) = await _write(session, endpoint.organization_id, [(PINGED, endpoint)])
+    delivery = _delivery(event, endpoint)
     session.add(delivery)
     await session.flush()
     return delivery, await wake(session, [endpoint.id])
 
 
 async def _write(
-    session: AsyncSession, event_type: str, resource: Stateful | Operation | WebhookEndpoint
-) -> Event:
-    event = Event(
-        organization_id=resource.organization_id,
-        sequence=await _next_sequence(session, resource.organization_id),
-        type=event_type,
-        resource_type=event_type.partition(".")[0],
-        resource_id=resource.id,
-        data=EVENT_TYPES[event_type].told_of(resource),
-    )
-    session.add(event)
+    session: AsyncSession, organization_id: UUID, facts: Sequence[tuple[str, Subject]]
+) -> list[Event]:
+    first = await _take_sequences(session, organization_id, len(facts))
+    events = [
+        Event(
+            organization_id=organization_id,
+            sequence=sequence,
+            type=event_type,
+            resource_type=event_type.partition(".")[0],
+            resource_id=subject.id,
+            data=EVENT_TYPES[event_type].told_of(subject),
+        )
+        for sequence, (event_type, subject) in enumerate(facts, first)
+    ]
+    session.add_all(events)
     await session.flush()
-    return event
+    return events
 
 
 def _delivery(event: Event, endpoint: WebhookEndpoint) -> WebhookDelivery:
@@ -72,25 +97,26 @@ def _delivery(event: Event, endpoint: WebhookEndpoint) -> WebhookDelivery:
     )
 
 
-async def _next_sequence(session: AsyncSession, organization_id: UUID) -> int:
+async def _take_sequences(session: AsyncSession, organization_id: UUID, count: int) -> int:
+    """Takes so many sequence numbers; returns the first."""
     # The row lock of this update queues concurrent writers: no gap, no repeat.
-    sequence: int | None = await session.scalar(
+    last: int | None = await session.scalar(
         update(Organization)
         .where(col(Organization.id) == organization_id)
-        .values(event_sequence=col(Organization.event_sequence) + 1)
+        .values(event_sequence=col(Organization.event_sequence) + count)
         .returning(col(Organization.event_sequence))
     )
-    if sequence is None:
+    if last is None:
         raise NotFound(f"Organization {organization_id} does not exist.")
-    return sequence
+    return last - count + 1
 
 
-async def _listening(session: AsyncSession, event: Event) -> list[WebhookEndpoint]:
+async def _listening(session: AsyncSession, organization_id: UUID) -> Sequence[WebhookEndpoint]:
     found = await session.scalars(
         select(WebhookEndpoint).where(
-            col(WebhookEndpoint.organization_id) == event.organization_id,
+            col(WebhookEndpoint.organization_id) == organization_id,
             col(WebhookEndpoint.enabled),
             col(WebhookEndpoint.deleted_at).is_(None),
         )
     )
-    return [endpoint for endpoint in found if endpoint.wants(event.type)]
+    return found.all()

@@ -35,6 +35,8 @@ def written() -> Iterator[str]:
             called = ast.unparse(node.func).rpartition(".")[2] if isinstance(node, ast.Call) else ""
             if called == "write_event":
                 yield from types_of(node.args[1], ".".join(parts))
+            elif called == "write_events" and path.name == "settling.py":
+                yield from OF_LIFECYCLES
             elif called == "write_ping":
                 yield PINGED
 

@@ -1,6 +1,5 @@
 """A table with a lifecycle is all that a new type of resource needs to be ordered, run, ended and told of."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -69,7 +68,7 @@ def declare() -> type[Any]:
 
 
 @pytest.fixture
-async def copies(database: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Any]]:
+async def copies(database: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> type[Any]:
     """The table in the database and the registry, for the time of the test."""
     copies = declare()
     # Of other tests in this process it is no part.
@@ -82,7 +81,7 @@ async def copies(database: AsyncEngine, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setitem(STATEFUL, "copy", copies)
     for row in lifecycle_event_types(copies):
         monkeypatch.setitem(EVENT_TYPES, row.name, row)  # type: ignore[arg-type]
-    yield copies
+    return copies
 
 
 @pytest.fixture
