@@ -31,7 +31,7 @@ async def get_readiness(shared: ContextDep) -> dict[str, str]:
         connection = await session.connection()
         revision = await connection.run_sync(_revision)
     if revision is None or revision in _outdated():
-        raise Unavailable("The database has no or an old schema: run `deployerp migrate`.")
+        raise Unavailable("The database schema is missing or out of date: run `deployerp migrate`.")
     if not await shared.temporal.is_ready():
         raise Unavailable("Temporal does not answer: work is accepted and starts when it is back.")
     return {"status": "ready"}

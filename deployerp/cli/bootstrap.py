@@ -1,96 +1,112 @@
-"""`deployerp bootstrap` in words: what is asked, and what is told of the organization that was made."""
+"""`deployerp bootstrap` and `deployerp users`: organizations, owners and their passwords."""
 
-import asyncio
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from pydantic import TypeAdapter, ValidationError
 
+from deployerp.cli.options import EmbeddedHome, check_option, note, settings_of, with_database
 from deployerp.core.fields import Name, Slug
-from deployerp.core.settings import Settings
-from deployerp.database.sessions import open_database, session_factory
-from deployerp.domain import tables  # noqa: F401  (foreign keys find every table)
-from deployerp.domain.bootstrap import Beginning, begin
-from deployerp.domain.plans import Plan
+from deployerp.database.sessions import SessionFactory
+from deployerp.domain.bootstrap import Bootstrapped, bootstrap_organization
+from deployerp.domain.bootstrap import reset_password as issue_token
+from deployerp.domain.plans import PLANS, Plan
 from deployerp.domain.set_password_tokens import LIFETIME
 from deployerp.domain.users import Email
 
+users = typer.Typer(help="Manage users.", no_args_is_help=True)
+SET_PASSWORD = (
+    'The owner of the token sets a password with POST /v1/auth/set-password {"token", "password"},'
+    f" once, within {LIFETIME.days} days."
+)
 
-def run(
-    settings: Settings,
-    *,
-    slug: str,
-    name: str,
-    email: str,
-    plan: str,
-    existing_user: bool,
-    as_json: bool,
+
+def bootstrap(
+    organization: Annotated[str, typer.Option(help="Slug of the new organization.")],
+    email: Annotated[str, typer.Option(help="E-mail address of its owner.")],
+    name: Annotated[str | None, typer.Option(help="Its name; by default the slug.")] = None,
+    plan: Annotated[str, typer.Option(help=f"One of {', '.join(PLANS)}.")] = "enterprise",
+    existing_user: Annotated[
+        bool, typer.Option("--existing-user", help="The owner already has an account.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    home: EmbeddedHome = None,
 ) -> None:
-    """Raises `typer.BadParameter` for what breaks a rule, and what `begin` raises."""
+    """Create an organization, its owner and a first API key, and print the credentials once.
+
+    A new owner sets a password with the one-time token. An existing user keeps the password and becomes the
+    owner only with --existing-user.
+    """
+    settings = settings_of(home)
     wanted = {
-        "slug": checked(Slug, slug, "--organization"),
-        "name": checked(Name, name, "--name"),
-        "email": checked(Email, email, "--email"),
-        "plan": checked(Plan, plan, "--plan"),
+        "slug": check_option(Slug, organization, "--organization"),
+        "name": check_option(Name, name or organization, "--name"),
+        "email": check_option(Email, email, "--email"),
+        "plan": check_option(Plan, plan, "--plan"),
+        "existing_user": existing_user,
     }
-    made = asyncio.run(_begin(settings, wanted | {"existing_user": existing_user}, as_json))
-    typer.echo(json.dumps(_as_data(made)) if as_json else _in_words(made))
+
+    async def create(sessions: SessionFactory) -> Bootstrapped:
+        async with sessions() as session, session.begin():
+            created = await bootstrap_organization(session, **wanted)
+            if created.known_in is not None and not as_json:
+                # Before the commit makes it visible to others.
+                typer.echo(f"Member of     {', '.join(created.known_in) or 'no organization'}")
+            return created
+
+    created = with_database(settings, create)
+    typer.echo(json.dumps(_as_data(created)) if as_json else _as_text(created))
 
 
-def checked(kind: Any, value: str, option: str) -> Any:
-    """A value that keeps to the rule of its kind. Raises `typer.BadParameter`, which names the option."""
-    try:
-        return TypeAdapter(kind).validate_python(value)
-    except ValidationError as error:
-        raise typer.BadParameter(error.errors()[0]["msg"], param_hint=option) from None
+@users.callback()
+def group() -> None:
+    """Without this, Typer makes a single command the group itself."""
 
 
-async def _begin(settings: Settings, wanted: dict[str, Any], as_json: bool) -> Beginning:
-    database = open_database(settings.database_url)
-    try:
-        async with session_factory(database)() as session, session.begin():
-            made = await begin(session, **wanted)
-            if made.known_in is not None and not as_json:
-                # Before it is there for others to see.
-                typer.echo(f"Known in      {', '.join(made.known_in) or 'no organization'}")
-            return made
-    finally:
-        await database.dispose()
+@users.command("reset-password")
+def reset_password(
+    organization: Annotated[str, typer.Option(help="Slug of an organization of the user.")],
+    email: Annotated[str, typer.Option(help="E-mail address of the user.")],
+    home: EmbeddedHome = None,
+) -> None:
+    """Create a one-time token with which a user sets a new password, and print it once.
+
+    For users with a verified address, whose password no admin may reset. Check who asks for it.
+    """
+    address = check_option(Email, email, "--email")
+
+    async def issue(sessions: SessionFactory) -> str:
+        async with sessions() as session, session.begin():
+            return await issue_token(session, organization, address)
+
+    typer.echo(with_database(settings_of(home), issue))
+    note(SET_PASSWORD)
 
 
-def _as_data(made: Beginning) -> dict[str, Any]:
-    organization, owner, key = made.organization, made.owner, made.key
+def _as_data(created: Bootstrapped) -> dict[str, Any]:
+    organization, owner, key = created.organization, created.owner, created.key
     return {
         "organization": {"id": str(organization.id), "slug": organization.slug, "plan": organization.plan},
         "owner": {
             "id": str(owner.id),
             "email": owner.email,
-            "setPasswordToken": made.set_password_token,
-            "organizations": list(made.known_in or ()),
+            "setPasswordToken": created.set_password_token,
+            "organizations": list(created.known_in or ()),
         },
-        "key": {"id": str(key.id), "level": key.level, "token": made.token},
+        "key": {"id": str(key.id), "level": key.level, "token": created.token},
     }
 
 
-def _in_words(made: Beginning) -> str:
-    set_password = (
-        made.set_password_token or "not needed: the owner is a user already, and keeps the password"
-    )
+def _as_text(created: Bootstrapped) -> str:
+    organization = created.organization
+    set_password = created.set_password_token or "not needed: the owner has an account and keeps the password"
     lines = [
-        f"Organization  {made.organization.slug} ({made.organization.name}), {made.organization.plan}",
-        f"Owner         {made.owner.email}",
+        f"Organization  {organization.slug} ({organization.name}), {organization.plan}",
+        f"Owner         {created.owner.email}",
         f"Set password  {set_password}",
-        f"First key     {made.token}",
+        f"First key     {created.token}",
         "",
     ]
-    if made.set_password_token:
-        lines.append(how_to_set_password())
-    return "\n".join([*lines, "What is secret here is shown this once: keep it now."])
-
-
-def how_to_set_password() -> str:
-    return (
-        'The owner of the token chooses a password with it: POST /v1/auth/set-password {"token", "password"},'
-        f" once, within {LIFETIME.days} days."
-    )
+    if created.set_password_token:
+        lines.append(SET_PASSWORD)
+    return "\n".join([*lines, "Save these credentials. They will not be shown again."])

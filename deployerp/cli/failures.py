@@ -1,4 +1,4 @@
-"""Why a command could not do its work, in words that name what to check and hold no value of it."""
+"""Messages for errors that a user can act on: they name what to check, and hold no secret value."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ from deployerp.core.errors import DeployError
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import AWAY_STATES, sqlstate_of
 
-_NO_SCHEMA = "The database has no or an old schema: run `deployerp migrate`."
-_AWAY = "The database does not answer: check DEPLOYERP_DATABASE_URL, and that its server runs."
+_NO_SCHEMA = "The database schema is missing or out of date: run `deployerp migrate`."
+_AWAY = "Could not reach the database: check DEPLOYERP_DATABASE_URL and that the server is running."
 _BY_STATE = {
     ("42P01", "42703"): _NO_SCHEMA,
-    ("3D000",): "The database does not exist: check its name in DEPLOYERP_DATABASE_URL, or make it.",
-    ("28",): "The database refuses the role: check its name and password in DEPLOYERP_DATABASE_URL.",
-    ("42501",): "The role of DEPLOYERP_DATABASE_URL lacks a right: docs/production.md tells what it needs.",
+    ("3D000",): "The database does not exist: check its name in DEPLOYERP_DATABASE_URL, or create it.",
+    ("28",): "The database rejected the login: check the role and password in DEPLOYERP_DATABASE_URL.",
+    ("42501",): "The role in DEPLOYERP_DATABASE_URL lacks a privilege: see docs/production.md.",
     AWAY_STATES: _AWAY,
 }
 _LIST = 'must be a JSON list such as ["..."]'
 
 
-def in_words(error: Exception) -> Sequence[str] | None:
-    """The lines that tell of an error that a user can do something about; None for any other."""
+def explain(error: Exception) -> Sequence[str] | None:
+    """The lines for an error that a user can act on; None for any other."""
     if isinstance(error, DeployError):
         return [error.message]
     if isinstance(error, CommandError):
@@ -39,8 +39,8 @@ def in_words(error: Exception) -> Sequence[str] | None:
         return _broken(error) if error.title == Settings.__name__ else None
     if isinstance(error, OSError) and error.filename is not None:
         return [f"{error.strerror}: {error.filename}"]
-    told = _of_database(error)
-    return told and [told]
+    message = _of_database(error)
+    return message and [message]
 
 
 def _variable(setting: object) -> str:
@@ -71,9 +71,9 @@ def _of_database(error: Exception) -> str | None:
     if type(of_driver) in (sqlite3.OperationalError, sqlite3.DatabaseError):
         return _of_sqlite(str(of_driver))
     state = sqlstate_of(error)
-    for states, told in _BY_STATE.items():
+    for states, message in _BY_STATE.items():
         if state.startswith(states):
-            return told
+            return message
     away = (OperationalError, InterfaceError, PoolTimeout, asyncpg.InterfaceError, OSError)
     # Engines are spoken to through aiohttp.
     return _AWAY if isinstance(error, away) and not isinstance(error, aiohttp.ClientError) else None
@@ -82,4 +82,4 @@ def _of_database(error: Exception) -> str | None:
 def _of_sqlite(reason: str) -> str:
     if reason.startswith(("no such table", "no such column")):
         return _NO_SCHEMA
-    return f"The database cannot be used ({reason}): check DEPLOYERP_DATABASE_URL."
+    return f"Could not open the database ({reason}): check DEPLOYERP_DATABASE_URL."

@@ -1,4 +1,4 @@
-"""What begins outside of requests: organizations, owners, keys, resets, each with its audit entry."""
+"""What operators create outside of requests, each with its audit entry."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,8 +23,8 @@ from deployerp.domain.users import Member, User, lock_membership
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """What was made; the tokens exist only here."""
+class Bootstrapped:
+    """What bootstrapping created; the tokens exist only here."""
 
     organization: Organization
     owner: User
@@ -36,9 +36,9 @@ class Beginning:
     token: str = field(repr=False)
 
 
-async def begin(
+async def bootstrap_organization(
     session: AsyncSession, *, slug: str, name: str, email: str, existing_user: bool, plan: Plan
-) -> Beginning:
+) -> Bootstrapped:
     """Adds an organization, its owner and its first key to the transaction; `email` is in lower case.
 
     The operator vouches for the address: it counts as verified. Raises `Conflict` for a slug in use and for
@@ -56,7 +56,7 @@ async def begin(
     if known_in is None:
         set_password = await set_password_tokens.issue(session, owner.id, organization.id)
     key, token = await add_key(session, organization.id, "first key", "admin")
-    return Beginning(organization, owner, known_in, set_password, key, token)
+    return Bootstrapped(organization, owner, known_in, set_password, key, token)
 
 
 async def reset_password(session: AsyncSession, slug: str, email: str) -> str:
@@ -66,12 +66,12 @@ async def reset_password(session: AsyncSession, slug: str, email: str) -> str:
     """
     organization = await session.scalar(select(Organization).where(col(Organization.slug) == slug))
     if organization is None:
-        raise NotFound(f"There is no organization {slug!r}: check --organization.")
+        raise NotFound(f"Organization {slug!r} does not exist: check --organization.")
     user = await member_with_address(session, organization.id, email)
     if user is None:
         raise NotFound(f"No member of {slug} has the address {email}: check --organization and --email.")
     if await lock_membership(session, user.id, organization.id) is None:
-        raise Conflict(f"{email} is disabled and could not sign in.")
+        raise Conflict(f"{email} is disabled and cannot sign in.")
     token = await set_password_tokens.issue(session, user.id, organization.id)
     told = snapshot(user)
     await append(session, organization.id, _deed("reset_password", "user", user.id, told, told))
@@ -86,7 +86,7 @@ async def add_organization(session: AsyncSession, organization: Organization) ->
     except IntegrityError:
         slug = organization.slug
         raise Conflict(
-            f"There is an organization {slug} already: choose another slug, or make a key for it with"
+            f"Organization {slug} already exists: choose another slug, or create a key for it with"
             f" `deployerp keys create --organization {slug}`."
         ) from None
     deed = _deed("bootstrap", "organization", organization.id, snapshot(organization))
@@ -125,8 +125,8 @@ async def _new_owner(session: AsyncSession, email: str) -> User:
     except IntegrityError:
         _, known_in = await _known_owner(session, email)
         raise Conflict(
-            f"{email} is a user already, in {', '.join(known_in) or 'no organization'}. If they are meant,"
-            " say so with `--existing-user`; otherwise choose another address."
+            f"{email} already has an account, in {', '.join(known_in) or 'no organization'}. Add"
+            " --existing-user if this is the owner; otherwise choose another address."
         ) from None
     return owner
 
@@ -135,11 +135,9 @@ async def _known_owner(session: AsyncSession, email: str) -> tuple[User, Sequenc
     """The user whose verified address this is, and the slugs of their organizations."""
     owner = await user_of_verified(session, email)
     if owner is None:
-        raise NotFound(
-            f"No user has {email} as their verified address: make a new one, without --existing-user."
-        )
+        raise NotFound(f"No user has the verified address {email}: omit --existing-user to create one.")
     if owner.disabled_at is not None:
-        raise Conflict(f"{email} is disabled and could not sign in: choose another owner.")
+        raise Conflict(f"{email} is disabled and cannot sign in: choose another owner.")
     slugs = await session.scalars(
         select(col(Organization.slug))
         .join(Member, col(Member.organization_id) == col(Organization.id))

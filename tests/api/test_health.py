@@ -34,7 +34,7 @@ async def is_ready(http) -> bool:
         return True
     error = answer.json()["error"]
     assert (answer.status_code, error["code"]) == (503, "unavailable")
-    assert error["message"] == "The database has no or an old schema: run `deployerp migrate`."
+    assert error["message"] == "The database schema is missing or out of date: run `deployerp migrate`."
     return False
 
 

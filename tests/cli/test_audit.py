@@ -61,26 +61,30 @@ def verify(*options: str) -> tuple[int, list[str]]:
 
 
 def test_whole_logs_are_told_with_their_last_hashes(three_logs: str) -> None:
-    expected = ["alpha: whole up to entry 2", "beta: whole up to entry 3", "gamma: whole up to entry 0"]
+    expected = [
+        "alpha: OK, 2 entries verified",
+        "beta: OK, 3 entries verified",
+        "gamma: OK, 0 entries verified",
+    ]
     assert verify() == (0, expected)
     shown = CliRunner().invoke(app, ["audit", "verify"]).stdout
-    assert f"gamma: whole up to entry 0, hash {'0' * 64}\n" in shown
+    assert f"gamma: OK, 0 entries verified, hash {'0' * 64}\n" in shown
 
 
 def test_a_broken_log_is_told_and_does_not_hide_the_others(three_logs: str) -> None:
     asyncio.run(cut(three_logs, "alpha", 2))
     expected = [
-        "alpha: broken at entry 2: it is missing",
-        "beta: whole up to entry 3",
-        "gamma: whole up to entry 0",
+        "alpha: BROKEN at entry 2: it is missing",
+        "beta: OK, 3 entries verified",
+        "gamma: OK, 0 entries verified",
     ]
     assert verify() == (1, expected)
 
 
 def test_one_organization_is_asked_about_alone(three_logs: str) -> None:
     asyncio.run(cut(three_logs, "alpha", 1))
-    assert verify("--organization", "beta") == (0, ["beta: whole up to entry 3"])
-    assert verify("--organization", "alpha") == (1, ["alpha: broken at entry 1: it is missing"])
+    assert verify("--organization", "beta") == (0, ["beta: OK, 3 entries verified"])
+    assert verify("--organization", "alpha") == (1, ["alpha: BROKEN at entry 1: it is missing"])
 
 
 def test_an_unknown_organization_is_an_error(
@@ -92,10 +96,10 @@ def test_an_unknown_organization_is_an_error(
     assert ended.value.code == 1
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.startswith("error: There is no organization delta")
+    assert told.err.startswith("error: Organization delta does not exist")
 
 
 def test_the_embedded_control_plane_is_found_by_its_folder(migrated_sqlite: Path, tmp_path: Path) -> None:
     copied = shutil.copy(migrated_sqlite, tmp_path / "deployerp.db")
     asyncio.run(fill(f"sqlite+aiosqlite:///{copied}", alpha=1))
-    assert verify("--home", str(tmp_path)) == (0, ["alpha: whole up to entry 1"])
+    assert verify("--home", str(tmp_path)) == (0, ["alpha: OK, 1 entries verified"])

@@ -219,7 +219,7 @@ async def test_where_a_known_owner_is_a_member_is_told_before_it_is_done(http: h
     await made("--organization", "gamma", "--email", "ada@example.com", "--existing-user")
     result = await bootstrap(*BETA, "--existing-user")
     lines = result.stdout.splitlines()
-    assert lines[0] == "Known in      acme, gamma"
+    assert lines[0] == "Member of     acme, gamma"
     assert lines[1].startswith("Organization  beta")
     assert "Set password  not needed" in result.stdout
 
@@ -227,7 +227,7 @@ async def test_where_a_known_owner_is_a_member_is_told_before_it_is_done(http: h
 async def test_a_known_owner_must_be_known(sessions: SessionFactory) -> None:
     result = await bootstrap(*BETA, "--existing-user")
     assert isinstance(result.exception, NotFound)
-    assert "without --existing-user" in result.exception.message
+    assert "omit --existing-user" in result.exception.message
     assert [await count(sessions, model) for model in (Organization, User, Member)] == [0, 0, 0]
 
 

@@ -121,7 +121,7 @@ async def test_a_key_for_an_unknown_organization_is_refused(sessions: SessionFac
     await token()
     result = await create(organization="acem", new=False)
     assert result.exit_code == 1
-    assert "no organization 'acem'" in str(result.exception)
+    assert "Organization 'acem' does not exist" in str(result.exception)
     assert "deployerp bootstrap" in str(result.exception)
     assert len(await rows(sessions, Organization)) == len(await rows(sessions, ApiKey)) == 1
     assert (await create(organization="acme", new=False)).exit_code == 0

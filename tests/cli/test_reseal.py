@@ -91,7 +91,7 @@ async def test_every_secret_is_sealed_with_the_first_key(
 
     # Again: there is nothing left to do.
     again = await reseal()
-    assert sum(int(count) for count in re.findall(r"(\d+) were current", again.stdout)) == secrets
+    assert sum(int(count) for count in re.findall(r"(\d+) current", again.stdout)) == secrets
     assert await texts(sessions) == after
 
 
@@ -118,5 +118,5 @@ async def test_what_opens_with_no_key_is_counted_and_stops_nothing(
         await session.execute(named.values(sealed_credentials=foreign.seal("{}")))
     result = await reseal()
     assert result.exit_code == 1
-    assert "providers: 1 resealed, 0 were current, 1 open with no configured key" in result.stdout
+    assert "providers: 1 resealed, 0 current, 1 not decrypted by any configured key" in result.stdout
     assert "add the missing key to DEPLOYERP_ENCRYPTION_KEYS" in result.stderr

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from deployerp.cli import app as cli
+from deployerp import __version__
+from deployerp.cli import dev, serve
+from deployerp.cli.app import main
 from deployerp.core import logging
 from deployerp.core.settings import Settings
 from deployerp.embedded import control_plane
 from tests.conftest import free_port, settings_for
 
 KEYS = ["keys", "create", "--organization", "acme"]
-NO_SCHEMA = ["error: The database has no or an old schema: run `deployerp migrate`."]
+NO_SCHEMA = ["error: The database schema is missing or out of date: run `deployerp migrate`."]
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +48,7 @@ def told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
             monkeypatch.setenv(f"DEPLOYERP_{name.upper()}", value)
         monkeypatch.setattr("sys.argv", ["deployerp", *arguments])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         assert ended.value.code == 1
         output = capsys.readouterr()
         assert output.out == ""
@@ -66,7 +68,7 @@ def test_a_worker_that_waits_for_temporal_ends_by_a_signal(
     settings = nowhere(tmp_path, busy_port if hangs else free_port())
 
     async def work() -> None:
-        working = asyncio.create_task(cli._work(settings))
+        working = asyncio.create_task(serve.run_until_signal(settings))
         await asyncio.sleep(0.1)
         assert not working.done()
         signal.raise_signal(number)
@@ -99,10 +101,10 @@ def test_an_api_that_cannot_listen_lets_its_worker_end(
         await stop.wait()
         ended.append(True)
 
-    monkeypatch.setattr(cli, "run_worker", work)
+    monkeypatch.setattr(serve, "run_worker", work)
     settings = nowhere(tmp_path, free_port())
     with pytest.raises(SystemExit):
-        asyncio.run(cli._serve(settings.model_copy(update={"api_port": busy_port}), with_worker=True))
+        asyncio.run(serve.run_api(settings.model_copy(update={"api_port": busy_port}), with_worker=True))
     assert ended
 
 
@@ -181,11 +183,14 @@ def test_a_database_that_cannot_be_used_is_told_without_its_url(
 ) -> None:
     sqlite, postgres = f"sqlite+aiosqlite:///{tmp_path}", "postgresql+asyncpg://{}:secret@{}/{}"
     for url, reason in (
-        (f"{sqlite}/none/secret.db", "The database cannot be used (unable to open database file): check "),
-        (postgres.format("postgres", f"127.0.0.1:{free_port()}", "one"), "The database does not answer: "),
-        (postgres.format("postgres", "nowhere.invalid", "one"), "The database does not answer: check "),
+        (f"{sqlite}/none/secret.db", "Could not open the database (unable to open database file): check "),
+        (postgres.format("postgres", f"127.0.0.1:{free_port()}", "one"), "Could not reach the database: "),
+        (postgres.format("postgres", "nowhere.invalid", "one"), "Could not reach the database: check "),
         (postgres.format("postgres", postgres_server, "none"), "The database does not exist: check its name"),
-        (postgres.format("nobody", postgres_server, "postgres"), "The database refuses the role: check its"),
+        (
+            postgres.format("nobody", postgres_server, "postgres"),
+            "The database rejected the login: check",
+        ),
     ):
         lines = told(*command, database_url=url)
         assert len(lines) == 1
@@ -209,10 +214,10 @@ def test_an_error_that_nobody_expects_is_not_hidden(monkeypatch: pytest.MonkeyPa
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "configuration", fail)
+    monkeypatch.setattr(serve, "configuration", fail)
     monkeypatch.setattr("sys.argv", ["deployerp", "migrate"])
     with pytest.raises(ZeroDivisionError):
-        cli.main()
+        main()
 
 
 @pytest.mark.parametrize("by_option", [False, True])
@@ -241,12 +246,20 @@ def test_the_hint_names_the_program_as_it_can_be_typed(
     program = tmp_path / "env" / "bin" / "deployerp"
     program.parent.mkdir(parents=True)
     monkeypatch.setattr("sys.executable", str(program.with_name("python")))
-    assert cli._own_program() == "deployerp"
+    assert dev.own_program() == "deployerp"
     program.touch(stat.S_IRWXU)
-    assert cli._own_program() == "env/bin/deployerp"
+    assert dev.own_program() == "env/bin/deployerp"
     monkeypatch.chdir("/")
     monkeypatch.chdir(program.parent.parent.parent / "env" / "bin" / "..")
-    assert cli._own_program() == "bin/deployerp"
+    assert dev.own_program() == "bin/deployerp"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert cli._own_program() == str(program)
+    assert dev.own_program() == str(program)
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["deployerp", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"deployerp {__version__}\n"
