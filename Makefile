@@ -9,7 +9,7 @@ READY := .venv/.ready
 LOCK := $(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras \
 	--no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
-.PHONY: help demo test fuzz lint types dev bench bench-api bench-webhooks chaos-small openapi docs histories \
+.PHONY: help demo test check coverage fuzz lint types dev bench bench-api bench-webhooks chaos-small openapi docs histories \
 	screenshots lock clean distclean
 
 help: ## List what can be done
@@ -23,13 +23,20 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: $(READY) ## Do the whole job once, on real parts (KEEP=1 leaves it running)
+demo: $(READY) ## Run the end-to-end demo (KEEP=1 keeps it running)
 	$(BIN)/deployerp demo $(if $(KEEP),--keep)
+
+check: lint types ## Check style and types, and run the unit and API tests on SQLite
+	$(BIN)/pytest -n 2 --sqlite tests/core tests/database tests/domain tests/api \
+		--ignore tests/api/reference/test_playground.py
 
 test: lint types ## Check and test everything, with real parts
 	scripts/system-packages postgres sshd busybox compose chromium curl openssl
 	$(BIN)/python -m tests.provide
 	$(BIN)/pytest -n 2 --durations 15
+
+coverage: ## Run everything that `make test` runs and report the lines that no test reaches
+	$(MAKE) test PYTEST_ADDOPTS="--cov=deployerp --cov-report=term:skip-covered --cov-report=html:.coverage-html"
 
 fuzz: $(READY) ## Try the API's contract at random (FUZZ_SECONDS=600)
 	FUZZ_SECONDS=$(or $(FUZZ_SECONDS),600) $(BIN)/pytest tests/fuzz --capture=no

@@ -36,10 +36,10 @@ SELECT
 FROM organization_numbers AS organizations, generate_series(0, servers - 1) AS server;
 
 INSERT INTO servers (id, created_at, updated_at, organization_id, provider_id, name, size, status,
-    node_id, address, ssh_port, http_port, https_port, engine_version)
+    state_changed_at, health, node_id, address, ssh_port, http_port, https_port, engine_version)
 SELECT
     server_numbers.id, began, began, organization_numbers.id, provider_id, 'server-' || server, 'large', 'running',
-    'node-' || server, '192.0.2.1', 22, 80, 443, '27.0.0'
+    began, 'healthy', 'node-' || server, '192.0.2.1', 22, 80, 443, '27.0.0'
 FROM server_numbers JOIN organization_numbers ON organization = number;
 
 CREATE TEMP TABLE instance_numbers AS
@@ -55,14 +55,15 @@ SELECT
 FROM generate_series(1, current_setting('bench.instances')::int) AS number;
 
 INSERT INTO instances (id, created_at, updated_at, organization_id, server_id, name, slug, odoo_version,
-    odoo_edition, environment_type, hostname, url, status, sealed_env_vars, sealed_database_password,
+    odoo_edition, environment_type, hostname, url, status, state_changed_at, health,
+    sealed_env_vars, sealed_database_password,
     sealed_master_password, deployed_at, deleted_at)
 SELECT
     pg_temp.id_at(rows.began, 'instance' || rows.number), rows.began, rows.began, organizations.id, servers.id,
     initcap(word) || ' ' || rows.number, word || '-' || rows.number, '19.0', 'community',
     (ARRAY['production', 'production', 'staging', 'development'])[1 + draw / 7 % 4],
     word || '-' || rows.number || '.example.com', 'https://' || word || '-' || rows.number || '.example.com',
-    status, sealed, sealed, sealed, rows.began, CASE WHEN status = 'deleted' THEN rows.began END
+    status, rows.began, 'healthy', sealed, sealed, sealed, rows.began, CASE WHEN status = 'deleted' THEN rows.began END
 FROM instance_numbers AS rows
     JOIN organization_numbers AS organizations ON organizations.number = rows.organization
     JOIN server_numbers AS servers USING (organization, server),

@@ -25,7 +25,7 @@ PER_PAGE = 20
 _COLUMNS = """
     id::text AS id, name, slug, server_id::text AS "serverId", odoo_version AS "odooVersion",
     odoo_edition AS "odooEdition", environment_type AS "environmentType", hostname, url, status,
-    status_message AS "statusMessage", deployed_at AS "deployedAt", created_at AS "createdAt",
+    status_message AS "statusMessage", health, deployed_at AS "deployedAt", created_at AS "createdAt",
     updated_at AS "updatedAt"
 """
 _FROM = f"SELECT {_COLUMNS} FROM instances"  # noqa: S608  (nothing of a client's is in it)
@@ -38,15 +38,16 @@ FILTERED = f"{_LIST} AND status = $2 AND server_id = $3 {_ORDER}"
 ONE = f"{_FROM} WHERE organization_id = $1 AND id = $2 AND deleted_at IS NULL"
 INSERT_INSTANCE = """
     INSERT INTO instances (id, created_at, updated_at, organization_id, server_id, name, slug, odoo_version,
-        odoo_edition, environment_type, hostname, status, sealed_env_vars, sealed_database_password,
-        sealed_master_password, sealed_admin_password)
-    VALUES ($1, $2, $2, $3, $4, $5, $6, $7, 'community', 'production', $8, 'pending', $9, $9, $9, $9)
+        odoo_edition, environment_type, hostname, status, state_changed_at, health, sealed_env_vars,
+        sealed_database_password, sealed_master_password, sealed_admin_password)
+    VALUES ($1, $2, $2, $3, $4, $5, $6, $7, 'community', 'production', $8, 'pending', $2, 'unknown',
+        $9, $9, $9, $9)
     RETURNING
 """
 INSERT_OPERATION = """
     INSERT INTO operations (id, created_at, updated_at, organization_id, resource_type, resource_id, action,
-        workflow_id, resource_name, resource_slug, force, state, requested_by)
-    VALUES ($1, $2, $2, $3, 'instance', $4, 'deploy', $5, $6, $7, false, 'pending', $3)
+        workflow_id, resource_name, resource_slug, force, parameters, state, requested_by)
+    VALUES ($1, $2, $2, $3, 'instance', $4, 'deploy', $5, $6, $7, false, '{}', 'pending', $3)
 """
 RAISE_HEAD = """
     INSERT INTO audit_heads (organization_id, sequence, hash) VALUES ($1, 1, $2)

@@ -36,6 +36,8 @@ from deployerp.drivers.temporal import Temporal
 from deployerp.embedded import control_plane
 from deployerp.migrations import configuration
 
+_ON_POSTGRES = {"postgres_server", "postgres_url", "migrated_postgres"}
+
 
 class EndToEndTogether(LoadScopeScheduling):
     """The end-to-end tests in one worker, where they share a server; every other test for itself."""
@@ -50,9 +52,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScope
     return EndToEndTogether(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--sqlite", action="store_true", help="leave out the tests that need PostgreSQL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     # The longest first: the others fill the time of the second worker.
     items.sort(key=lambda item: not item.nodeid.startswith(("tests/e2e/", "tests/fuzz/")))
+    if config.getoption("--sqlite"):
+        config.hook.pytest_deselected(items=[each for each in items if _needs_postgres(each)])
+        items[:] = [each for each in items if not _needs_postgres(each)]
+
+
+def _needs_postgres(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {})
+    return "postgres" in parameters.values() or not _ON_POSTGRES.isdisjoint(item.fixturenames)  # type: ignore[attr-defined]
 
 
 def free_port() -> int:

@@ -22,6 +22,7 @@ _BY_STATE = {
     ("3D000",): "The database does not exist: check its name in DEPLOYERP_DATABASE_URL, or create it.",
     ("28",): "The database rejected the login: check the role and password in DEPLOYERP_DATABASE_URL.",
     ("42501",): "The role in DEPLOYERP_DATABASE_URL lacks a privilege: see docs/production.md.",
+    ("55P03",): "Another session of the database holds a lock: end it, or run the command again.",
     AWAY_STATES: _AWAY,
 }
 _LIST = 'must be a JSON list such as ["..."]'

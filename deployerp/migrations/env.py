@@ -13,6 +13,7 @@ from deployerp.domain.tables import metadata
 
 # Any number, the same in every process: two that start at once must not both migrate.
 _LOCK = 7_265_001
+_LOCK_TIMEOUT = "5s"
 
 
 def _render(kind: str, item: Any, _context: object) -> str | Literal[False]:
@@ -32,6 +33,8 @@ def _migrate(connection: Connection) -> None:
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+            # What waits for a lock on a table keeps everybody who comes after it waiting too.
+            connection.execute(text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT}'"))
         context.run_migrations()
 
 

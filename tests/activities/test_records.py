@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
@@ -285,7 +285,7 @@ async def test_a_step_that_fails_for_a_minute_is_told_once(
     operation_id = begun["operation"]["id"]
     failure = StepFailure("host_unreachable", "It does not answer.", timedelta(seconds=30))
 
-    async def stalled() -> list[dict]:
+    async def stalled() -> Any:
         return await fleet.client.data("GET", "/v1/events?type=operation.stalled")
 
     await records.begin_step(operation_id, "wait_for_ssh")

@@ -33,7 +33,7 @@ class Stream:
 
     async def block(self) -> list[str] | None:
         """The lines up to an empty one; None at the end."""
-        block = []
+        block: list[str] = []
         async for line in self.lines:
             if not line:
                 return block

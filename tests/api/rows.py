@@ -98,6 +98,9 @@ KINDS: dict[type, Kind] = {
             "resource_type": _of(n, "server", "instance"),
             "resource_id": _some(n // 2),
             "action": _of(n, "restart", "restart", "stop"),
+            "workflow_id": f"instance-restart.{word(n)}.{n}",
+            "resource_name": word(n),
+            "resource_slug": word(n),
             "state": _of(n, "succeeded", "failed", "cancelled"),
         }
     ),

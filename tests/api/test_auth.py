@@ -144,7 +144,7 @@ async def test_a_user_of_several_organizations_names_one(
         await refused(client.http, "token", body | {"organization": organization})
     # Nobody is told that without the password.
     await refused(client.http, "token", body | {"password": "wrong horse battery"})
-    for organization in ("beta", beta.organization_id):
+    for organization in ("beta", str(beta.organization_id)):
         assert (await sign_in(client.http, EMAIL, organization)).organization_id == beta.organization_id
 
 

@@ -203,7 +203,7 @@ class Customer:
 
     def _cancel(self) -> Order | None:
         operation = self._one_of(self.seen.open_operations())
-        return operation and Order("cancel", "POST", f"/v1/operations/{operation['id']}/cancel")
+        return Order("cancel", "POST", f"/v1/operations/{operation['id']}/cancel") if operation else None
 
     def _retry(self) -> Order | None:
         there = {each["id"] for each in (*self.seen.servers, *self.seen.instances)}
@@ -216,7 +216,7 @@ class Customer:
             if key in there and each["state"] in RETRYABLE_OPERATION_STATES
         ]
         operation = self._one_of(can)
-        return operation and Order("retry", "POST", f"/v1/operations/{operation['id']}/retry")
+        return Order("retry", "POST", f"/v1/operations/{operation['id']}/retry") if operation else None
 
     def _one_of(self, resources: Sequence[Resource]) -> Resource | None:
         # One draw in any case.

@@ -151,7 +151,8 @@ class Run:
 
     async def _settle(self, customer: Customer) -> None:
         """Waits until no operation and no step is open and every event is delivered, but not for ever."""
-        deadline, started = time.monotonic() + _SETTLE_SECONDS, set()
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        started: set[str] = set()
         while time.monotonic() < deadline:
             kept = await self._read()
             if not (kept.open_operations or kept.undelivered or kept.running_steps):

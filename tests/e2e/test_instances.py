@@ -21,7 +21,7 @@ async def identity(house: House, instance_id: str) -> dict[str, str]:
         " UNION SELECT 'admin', password FROM res_users WHERE login = 'admin'",
         "postgres": "SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL",
     }
-    found = {}
+    found: dict[str, str] = {}
     for database, query in queries.items():
         rows = await world.output_of(
             *("docker", "exec", house.node, "docker", "exec", "-u", "postgres"),

@@ -11,8 +11,10 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
+from sqlalchemy.exc import DBAPIError
 
+from deployerp.cli.failures import explain
 from deployerp.database.sessions import open_database
 from deployerp.domain.tables import metadata
 from deployerp.migrations import configuration
@@ -106,3 +108,18 @@ def test_they_are_one_line_of_steps() -> None:
     script = ScriptDirectory.from_config(configuration("sqlite+aiosqlite://"))
     assert len(script.get_heads()) == 1
     assert [each.revision for each in script.walk_revisions()][-1] == "0001"
+
+
+async def test_a_migration_does_not_wait_for_a_lock_for_long(postgres_url: str) -> None:
+    """Whoever comes after it would wait behind it."""
+    engine = open_database(postgres_url)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("LOCK TABLE alembic_version"))
+            with pytest.raises(DBAPIError) as refused:
+                await asyncio.to_thread(command.upgrade, configuration(postgres_url), "head")
+    finally:
+        await engine.dispose()
+    assert explain(refused.value) == [
+        "Another session of the database holds a lock: end it, or run the command again."
+    ]

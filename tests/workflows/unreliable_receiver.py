@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 import random
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import TextIO
@@ -82,4 +81,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -90,7 +90,7 @@ async def answers(client: Client) -> dict[str, tuple[int, dict]]:
     """By the operation, the status and the error of a request about something that nobody has."""
     found = {}
     for call in GUARDED:
-        body = {} if "requestBody" in call.described else None
+        body: dict[str, object] | None = {} if "requestBody" in call.described else None
         answer = await client.request(call.method, Ask(str(uuid4())).path(call), body)
         assert answer.status_code in (200, 403, 404, 422), (call.name, answer.text)
         told = answer.json() if answer.headers["Content-Type"] == "application/json" else {}

@@ -19,7 +19,7 @@ def refusals(headers: object) -> list[tuple[tuple[object, ...], str]]:
     try:
         HEADERS.validate_python(headers)
     except ValidationError as error:
-        found = [(each["loc"], each["msg"]) for each in error.errors()]
+        found: list[tuple[tuple[object, ...], str]] = [(each["loc"], each["msg"]) for each in error.errors()]
         assert SECRET not in str(found)
         return found
     return []
