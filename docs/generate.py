@@ -52,7 +52,7 @@ def _default(field: FieldInfo) -> str:
 
 def errors() -> str:
     return table(
-        ("Code", "Status", "Can a retry help?", "Meaning"),
+        ("Code", "Status", "Retryable", "Meaning"),
         (
             (f"`{error.code}`", str(error.status), "yes" if error.retryable else "no", _meaning(error))
             for error in sorted(error_classes(), key=lambda error: (error.status, error.code))
