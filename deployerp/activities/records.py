@@ -76,7 +76,7 @@ class Records:
         async with self._sessions() as session, session.begin():
             operation = await _locked_operation(session, order)
             if operation.state == "pending":
-                resource = await _existing(session, STATEFUL[order.resource_type], order.resource_id)
+                resource = await _get(session, STATEFUL[order.resource_type], order.resource_id)
                 if resource.deleted_at is not None:
                     return False
                 operation.state = "running"
@@ -101,7 +101,7 @@ class Records:
     async def get(self, table: type[Model], id: str | UUID) -> Model:
         """A record by its id. Raises `NotFound`."""
         async with self._sessions() as session:
-            return await _existing(session, table, id)
+            return await _get(session, table, id)
 
     async def find(self, query: Select[Any]) -> Sequence[Any]:
         """What a query of one entity or column finds."""
@@ -303,7 +303,7 @@ def _step(operation_id: str, name: str) -> Select[OperationStep]:
     )
 
 
-async def _existing(session: AsyncSession, model: type[Model], id: str | UUID) -> Model:
+async def _get(session: AsyncSession, model: type[Model], id: str | UUID) -> Model:
     found = await session.get(model, UUID(str(id)))
     if found is None:
         raise NotFound(f"{model.__name__} {id} does not exist any more.")

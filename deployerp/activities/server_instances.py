@@ -111,7 +111,7 @@ class ServerInstanceActivities:
 
     async def _remove_deleted(self, engine: Engine) -> None:
         deleted = select(col(Instance.id)).where(
-            col(Instance.id).in_(await _labelled(engine)), col(Instance.deleted_at).is_not(None)
+            col(Instance.id).in_(await _find_labelled(engine)), col(Instance.deleted_at).is_not(None)
         )
         for instance_id in await self._records.find(deleted):
             log.info("removes what is left of a deleted instance", instance_id=str(instance_id))
@@ -129,7 +129,7 @@ def is_to_run(instance: Instance) -> bool:
     return instance.has_run and instance.desired_state == "running" and instance.deleted_at is None
 
 
-async def _labelled(engine: Engine) -> list[UUID]:
+async def _find_labelled(engine: Engine) -> list[UUID]:
     """The instances of which the engine has containers."""
     found = set()
     for container in await engine.find_containers({INSTANCE_LABEL: None}):

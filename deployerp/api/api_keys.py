@@ -63,7 +63,7 @@ async def create_api_key(body: ApiKeyCreate, change: ChangeDep) -> Response:
     change.caller.cover(permissions, f"level `{body.level}`", "choose a lower one")
     key, token = new_api_key(change.caller.organization_id, body.name, body.level, body.expires_at)
     await change.add(key)
-    return await change.told(ApiKeyRead, key, 201, token=token)
+    return await change.respond(ApiKeyRead, key, 201, token=token)
 
 
 serve(
@@ -84,7 +84,7 @@ async def update_api_key(id: UUID, body: ApiKeyUpdate, change: ChangeDep) -> Res
     """Renames a key; its level and its expiry are for good."""
     key = await change.subject(ApiKey, ApiKeyRead, id)
     key.name = body.name
-    return await change.told(ApiKeyRead, key)
+    return await change.respond(ApiKeyRead, key)
 
 
 @router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))

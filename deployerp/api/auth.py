@@ -15,11 +15,11 @@ from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Body, Envelope
 from deployerp.api.sign_ins import (
     TokenRead,
+    audit_record_of,
     count,
     count_failure,
-    deed_of,
     issue_tokens,
-    respond,
+    respond_tokens,
     token_turn,
     tries_at,
     turn,
@@ -70,7 +70,7 @@ async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Re
             await count_failure(shared, tries)
             raise
     shared.guesses.remember(tries.credential)
-    return respond(request, token)
+    return respond_tokens(request, token)
 
 
 @router.post(
@@ -90,7 +90,7 @@ async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> 
         if token is None:
             await count(shared, failures)
             raise Unauthorized("The refresh token is not good any more: sign in again.")
-    return respond(request, token)
+    return respond_tokens(request, token)
 
 
 @router.post("/revoke", status_code=204, responses=limited(ValidationFailed))
@@ -117,13 +117,13 @@ async def _signed_in(request: Request, shared: Context, body: SignIn) -> TokenRe
     """Raises `Unauthorized`, and `ValidationFailed` where it is not clear to which organization."""
     user, kept = await _user_of(shared, body)
     async with shared.sessions() as session, session.begin():
-        membership = await _chosen(session, user, body.organization)
+        membership = await _choose_membership(session, user, body.organization)
         # Whoever has changed the password meanwhile has ended all sign-ins with the one before.
         present = select(col(User.password_hash)).where(col(User.id) == user.id)
         if await session.scalar(present) != kept:
             raise _wrong()
         token = issue_tokens(session, shared, membership)
-        await append(session, membership.organization.id, deed_of(request, user.id, "create_token"))
+        await append(session, membership.organization.id, audit_record_of(request, user.id, "create_token"))
     return token
 
 
@@ -154,7 +154,7 @@ async def _user_of(shared: Context, body: SignIn) -> tuple[User, str]:
     return user, present
 
 
-async def _chosen(session: AsyncSession, user: User, organization: str | None) -> Membership:
+async def _choose_membership(session: AsyncSession, user: User, organization: str | None) -> Membership:
     """The membership to sign in with, locked. Raises `Unauthorized`, and `ValidationFailed` if not one."""
     memberships = await memberships_of(session, user.id)
     if not memberships:
@@ -199,7 +199,7 @@ async def _end(session: AsyncSession, request: Request, token: RefreshToken, act
     """Ends the token's family; nothing else may follow in the transaction."""
     # Once: whoever holds an old token must not fill the log with it.
     if await refresh_tokens.end_family(session, token.family_id):
-        await append(session, token.organization_id, deed_of(request, token.user_id, action))
+        await append(session, token.organization_id, audit_record_of(request, token.user_id, action))
 
 
 def _wrong() -> Unauthorized:

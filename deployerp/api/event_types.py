@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
-from deployerp.api.contract.envelope import answer, shown
+from deployerp.api.contract.envelope import respond, serialize
 from deployerp.api.contract.errors import limited
 from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Envelope, View
@@ -30,7 +30,7 @@ class EventCatalogue(View):
     types: list[EventTypeRead]
 
 
-_TYPES = [shown(EventTypeRead, each) for each in EVENT_TYPES.values()]
+_TYPES = [serialize(EventTypeRead, each) for each in EVENT_TYPES.values()]
 
 
 # The contract has the same, and anybody may read that.
@@ -38,4 +38,4 @@ _TYPES = [shown(EventTypeRead, each) for each in EVENT_TYPES.values()]
 @public
 async def get_event_types(request: Request) -> Response:
     """Every event type: when an event is written, and what is sent of it."""
-    return answer(request, {"types": _TYPES})
+    return respond(request, {"types": _TYPES})

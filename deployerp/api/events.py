@@ -13,7 +13,7 @@ from deployerp.api.contract import streams
 from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
 from deployerp.api.contract.envelope import Data
 from deployerp.api.contract.errors import documented, invalid_field
-from deployerp.api.contract.lists import Asked
+from deployerp.api.contract.lists import ListQuery
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import View, enum_of
@@ -30,7 +30,7 @@ class EventRead(View):
     type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(examples=[SAMPLE.name])
     resource_type: EventResource
     resource_id: UUID
-    data: dict[str, Any] = Field(examples=[SAMPLE.sample.told()])
+    data: dict[str, Any] = Field(examples=[SAMPLE.sample.serialize()])
     created_at: datetime
 
 
@@ -108,7 +108,7 @@ async def _messages(
 
 
 async def _page(shared: Context, organization_id: UUID, filters: Data) -> list[Data]:
-    asked = Asked(1, _PAGE, "sequence", "asc", None, tuple(sorted(filters.items())), ())
+    asked = ListQuery(1, _PAGE, "sequence", "asc", None, tuple(sorted(filters.items())), ())
     query, values = LOG.query(asked, counted=False), LOG.values(asked, organization_id)
     return (await shared.reader.rows(organization_id, query, values))[:_PAGE]
 

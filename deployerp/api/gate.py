@@ -8,7 +8,7 @@ from deployerp.api.access.addresses import address_of, network_of
 from deployerp.api.access.authentication import bearer_of
 from deployerp.api.access.callers import Caller
 from deployerp.api.access.external_identities import Origin
-from deployerp.api.access.rate_limits import Standing
+from deployerp.api.access.rate_limits import RateLimitStatus
 from deployerp.api.contract.dependencies import Context
 from deployerp.api.contract.errors import NOTHING_HERE, answer_of
 from deployerp.api.contract.routes import SAFE
@@ -40,7 +40,7 @@ class Gate:
         refused: DeployError | None = None
         caller, standing = None, None
         try:
-            caller, standing = await _admitted(scope, shared)
+            caller, standing = await _admit(scope, shared)
         except RateLimitExceeded as error:
             refused = error
         state = scope["state"]
@@ -61,7 +61,7 @@ class Gate:
             await answer_of(Request(scope, receive), refused)(scope, receive, send)
 
 
-async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Standing | None]:
+async def _admit(scope: Scope, shared: Context) -> tuple[Caller | None, RateLimitStatus | None]:
     """Who asks, and how they stand; where nobody proves who they are, their address is counted."""
     token = bearer_of(scope)
     caller = shared.authenticator.remembered(token) if token is not None else None
@@ -70,7 +70,7 @@ async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Stand
         network = network_of(address)
         limits = Limits(shared.settings.address_requests_per_minute, None)
         if token is not None:
-            caller, standing = await _identified(scope, shared, token, address)
+            caller, standing = await _identify(scope, shared, token, address)
             if caller is None:
                 return None, standing
         elif scope["path"].startswith(_SIGNING_IN):
@@ -80,9 +80,9 @@ async def _admitted(scope: Scope, shared: Context) -> tuple[Caller | None, Stand
     return caller, await shared.limiter.admit(f"organization:{caller.organization_id}", caller.limits)
 
 
-async def _identified(
+async def _identify(
     scope: Scope, shared: Context, token: str, address: str
-) -> tuple[Caller | None, Standing | None]:
+) -> tuple[Caller | None, RateLimitStatus | None]:
     """Who shows the token; where it is no good, how many more of these its address may show.
 
     A token that is shown again and again is refused without a look. Others of the address, which may be
@@ -95,9 +95,9 @@ async def _identified(
     was_spent = shared.limiter.is_spent(guesses)
     if was_spent and not shared.guesses.is_good(shown):
         async with shared.guesses.turn(guesses, pause=_PAUSE, longest=_MOST_WAITING):
-            caller = await _looked_up(scope, shared, token, address)
+            caller = await _look_up(scope, shared, token, address)
     else:
-        caller = await _looked_up(scope, shared, token, address)
+        caller = await _look_up(scope, shared, token, address)
     if caller is not None:
         shared.guesses.remember(shown)
         return caller, None
@@ -108,7 +108,7 @@ async def _identified(
     return None, await shared.limiter.admit(guesses, limits)
 
 
-async def _looked_up(scope: Scope, shared: Context, token: str, address: str) -> Caller | None:
+async def _look_up(scope: Scope, shared: Context, token: str, address: str) -> Caller | None:
     try:
         return await shared.authenticator.caller(token, Origin(address, scope["state"]["request_id"]))
     except Unauthorized:
@@ -141,7 +141,7 @@ def _too_large(limit: int) -> PayloadTooLarge:
     return PayloadTooLarge(f"A body may have {limit} bytes at most: send less at once.")
 
 
-def _refusal(caller: Caller | None, standing: Standing) -> RateLimitExceeded:
+def _refusal(caller: Caller | None, standing: RateLimitStatus) -> RateLimitExceeded:
     whose = "Your organization's" if caller else "Your address's"
     return RateLimitExceeded(
         f"{whose} requests are spent: try again in {standing.reset} seconds"

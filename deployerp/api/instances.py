@@ -119,7 +119,7 @@ async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
         f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
     )
     operation = await ordering.create(change, instance, taken)
-    return await ordering.begun(change, operation, InstanceRead, instance)
+    return await ordering.respond_with_resource(change, operation, InstanceRead, instance)
 
 
 serve(
@@ -144,7 +144,7 @@ serve(
 async def update_instance(id: UUID, body: InstanceUpdate, change: ChangeDep) -> Response:
     instance = await change.subject(Instance, InstanceRead, id)
     instance.name = body.name
-    return await change.told(InstanceRead, instance)
+    return await change.respond(InstanceRead, instance)
 
 
 @router.post(
@@ -176,7 +176,7 @@ async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeD
     """Starts, stops or restarts the instance."""
     instance = await change.subject(Instance, InstanceRead, id)
     operation = await ordering.act(change, instance, body.action)
-    return await ordering.begun(change, operation, InstanceRead, instance)
+    return await ordering.respond_with_resource(change, operation, InstanceRead, instance)
 
 
 router.add_api_route(
@@ -208,7 +208,7 @@ async def delete_instance(
     """Removes the instance with its database and files."""
     instance = await change.subject(Instance, InstanceRead, id)
     operation = await ordering.act(change, instance, "delete", force=force)
-    return await ordering.begun(change, operation, InstanceRead, instance)
+    return await ordering.respond_with_resource(change, operation, InstanceRead, instance)
 
 
 def _check(body: InstanceCreate, settings: Settings) -> None:

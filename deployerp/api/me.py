@@ -10,7 +10,7 @@ from sqlmodel import col
 
 from deployerp.api.access.callers import ActorType, Caller
 from deployerp.api.contract.dependencies import CallerDep, ContextDep
-from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.envelope import respond
 from deployerp.api.contract.errors import limited
 from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Envelope, View
@@ -66,7 +66,7 @@ async def get_me(request: Request, shared: ContextDep, caller: CallerDep) -> Res
         organization=OwnOrganization.model_validate(organization),
         **{"email": None, "role": None, "level": None, **found},
     )
-    return answer(request, me.model_dump(by_alias=True))
+    return respond(request, me.model_dump(by_alias=True))
 
 
 def _query(caller: Caller) -> Select[*tuple[Any, ...]]:

@@ -15,9 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 
 from deployerp.api.contract import ordering, streams
-from deployerp.api.contract.changes import Change, ChangeDep, owned
+from deployerp.api.contract.changes import Change, ChangeDep, get_owned
 from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
-from deployerp.api.contract.envelope import Data, shown, single
+from deployerp.api.contract.envelope import Data, respond_single, serialize
 from deployerp.api.contract.errors import documented
 from deployerp.api.contract.lists import Text
 from deployerp.api.contract.ordering import OperationSummary
@@ -61,8 +61,8 @@ async def read(session: AsyncSession, operation: Operation) -> Data:
         .where(col(OperationStep.operation_id) == operation.id)
         .order_by(col(OperationStep.position))
     )
-    told = [shown(StepRead, step) for step in steps]
-    return shown(OperationSummary, operation) | {"steps": told}
+    told = [serialize(StepRead, step) for step in steps]
+    return serialize(OperationSummary, operation) | {"steps": told}
 
 
 serve(
@@ -83,7 +83,7 @@ serve(
 @needs("read:operations")
 async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
     """The operation and its steps, as far as they have come."""
-    return single(request, await _read_own(shared, caller.organization_id, id))
+    return respond_single(request, await _read_own(shared, caller.organization_id, id))
 
 
 @router.get(
@@ -104,7 +104,7 @@ async def stream_operation(
 async def _read_own(shared: Context, organization_id: UUID, id: UUID) -> Data:
     """Raises `NotFound`."""
     async with tenant_transaction(shared.sessions, organization_id) as session:
-        return await read(session, await owned(session, Operation, id, organization_id))
+        return await read(session, await get_owned(session, Operation, id, organization_id))
 
 
 async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncGenerator[bytes]:
@@ -132,7 +132,7 @@ async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> Async
 @needs("manage:operations")
 async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
     """Asks the operation, and those that it has ordered, to stop and to undo what they have made."""
-    operation = await change.owned(Operation, id, lock=True)
+    operation = await change.get_owned(Operation, id, lock=True)
     change.about = operation
     if operation.state not in OPEN_OPERATION_STATES:
         raise InvalidState(
@@ -142,7 +142,7 @@ async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
     for each in operations:
         each.state = "cancelling"
     # Also when it was never started: its workflow then finds that it was cancelled, and says so.
-    response = ordering.accepted(change, operation)
+    response = ordering.respond_accepted(change, operation)
     change.afterwards += [partial(_cancel, change.shared, each.order.workflow_id) for each in operations]
     return response
 
@@ -176,12 +176,12 @@ async def retry_operation(id: UUID, change: ChangeDep) -> Response:
 
     Whoever tries an action again needs its permission too.
     """
-    failed = await change.owned(Operation, id)
+    failed = await change.get_owned(Operation, id)
     if failed.state not in RETRYABLE_OPERATION_STATES:
         raise InvalidState(f"The operation is {failed.state}: only failed and cancelled ones are retried.")
     # Nobody does by trying again what they may not do by themselves.
     change.caller.need(action_of(failed.resource_type, failed.action).permission)
-    resource = await change.owned(STATEFUL[failed.resource_type], failed.resource_id, lock=True)
+    resource = await change.get_owned(STATEFUL[failed.resource_type], failed.resource_id, lock=True)
     change.about = resource
     operation = await ordering.retry(change, failed, resource)
-    return ordering.accepted(change, operation)
+    return ordering.respond_accepted(change, operation)

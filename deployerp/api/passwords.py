@@ -11,18 +11,18 @@ from sqlmodel import col
 
 from deployerp.api.access.callers import Caller
 from deployerp.api.contract.dependencies import CallerDep, Context, ContextDep
-from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.envelope import respond
 from deployerp.api.contract.errors import invalid_field, limited
 from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Body, Envelope, View
 from deployerp.api.sign_ins import (
     OrganizationSummary,
     TokenRead,
+    audit_record_of,
     count,
     count_failure,
-    deed_of,
     issue_tokens,
-    respond,
+    respond_tokens,
     token_turn,
     tries_at,
     turn,
@@ -92,7 +92,7 @@ async def set_password(body: PasswordChoice, request: Request, shared: ContextDe
             )
     shared.authenticator.forget(user.id)
     told = PasswordSet(email=user.email, organization=OrganizationSummary.model_validate(organization))
-    return answer(request, told.model_dump(by_alias=True), headers={"Cache-Control": "no-store"})
+    return respond(request, told.model_dump(by_alias=True), headers={"Cache-Control": "no-store"})
 
 
 # Only users have a password, and each may change their own: there is no permission that all of them have.
@@ -121,7 +121,7 @@ async def change_own_password(
     async with shared.sessions() as session, session.begin():
         token = await _changed(session, request, shared, caller, user, password_hash)
     shared.authenticator.forget(user.id)
-    return respond(request, token)
+    return respond_tokens(request, token)
 
 
 async def _of_token(shared: Context, secret: str) -> tuple[User, Organization] | None:
@@ -148,7 +148,7 @@ async def _set(
         return False
     if not await change_password(session, user.id, password_hash):
         return False
-    await append(session, organization_id, deed_of(request, user.id, "set_password"))
+    await append(session, organization_id, audit_record_of(request, user.id, "set_password"))
     return True
 
 
@@ -184,7 +184,7 @@ async def _changed(
     if not await change_password(session, user.id, password_hash, instead_of=user.password_hash):
         raise Conflict("Your password was changed at the same moment: sign in again.")
     token = issue_tokens(session, shared, membership)
-    await append(session, caller.organization_id, deed_of(request, user.id, "change_own_password"))
+    await append(session, caller.organization_id, audit_record_of(request, user.id, "change_own_password"))
     return token
 
 

@@ -54,7 +54,7 @@ async def create_provider(body: ProviderCreate, change: ChangeDep) -> Response:
         sealed_credentials=change.shared.vault.seal_mapping(body.credentials),
     )
     await change.add(provider, Conflict(f"There is a provider named {body.name} already."))
-    return await change.told(ProviderRead, provider, 201)
+    return await change.respond(ProviderRead, provider, 201)
 
 
 serve(

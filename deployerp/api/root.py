@@ -3,7 +3,7 @@
 from fastapi import APIRouter, Request, Response
 
 from deployerp import __version__
-from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.envelope import respond
 from deployerp.api.contract.errors import limited
 from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Envelope, View
@@ -22,4 +22,4 @@ class Front(View):
 @public
 async def get_root(request: Request) -> Response:
     """Name, version, and links."""
-    return answer(request, {"name": "deployERP", "version": __version__, "links": _LINKS})
+    return respond(request, {"name": "deployERP", "version": __version__, "links": _LINKS})

@@ -81,7 +81,7 @@ async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
     server = Server(organization_id=change.caller.organization_id, **body.model_dump())
     taken = Conflict(f"There is a server named {body.name} already.", details={"field": "name"})
     operation = await ordering.create(change, server, taken)
-    return await ordering.begun(change, operation, ServerRead, server)
+    return await ordering.respond_with_resource(change, operation, ServerRead, server)
 
 
 serve(
@@ -108,7 +108,7 @@ async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) 
     """
     server = await change.subject(Server, ServerRead, id)
     operation = await ordering.act(change, server, body.action)
-    return await ordering.begun(change, operation, ServerRead, server)
+    return await ordering.respond_with_resource(change, operation, ServerRead, server)
 
 
 @router.delete(
@@ -130,7 +130,7 @@ async def delete_server(
     if not force:
         await _need_empty(change, server)
     operation = await ordering.act(change, server, "delete", force=force)
-    return await ordering.begun(change, operation, ServerRead, server)
+    return await ordering.respond_with_resource(change, operation, ServerRead, server)
 
 
 async def _need_empty(change: Change, server: Server) -> None:

@@ -13,12 +13,12 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from deployerp.api.access.addresses import address_of, network_of
 from deployerp.api.contract.dependencies import Context
-from deployerp.api.contract.envelope import answer
+from deployerp.api.contract.envelope import respond
 from deployerp.api.contract.schemas import View
 from deployerp.core.errors import RateLimitExceeded
 from deployerp.core.secrets import digest
 from deployerp.domain import refresh_tokens
-from deployerp.domain.audit.log import Deed
+from deployerp.domain.audit.log import AuditRecord
 from deployerp.domain.permissions import Role
 from deployerp.domain.plans import Limits
 from deployerp.domain.users import Membership
@@ -130,13 +130,13 @@ def issue_tokens(
     )
 
 
-def respond(request: Request, token: TokenRead) -> Response:
-    return answer(request, token.model_dump(by_alias=True), headers={"Cache-Control": "no-store"})
+def respond_tokens(request: Request, token: TokenRead) -> Response:
+    return respond(request, token.model_dump(by_alias=True), headers={"Cache-Control": "no-store"})
 
 
-def deed_of(request: Request, user_id: UUID, action: str) -> Deed:
+def audit_record_of(request: Request, user_id: UUID, action: str) -> AuditRecord:
     """What the audit log tells of something that a user does to their own account."""
-    return Deed(
+    return AuditRecord(
         actor_type="user",
         actor_id=user_id,
         action=action,

@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 from sqlmodel import col
 
 from deployerp.api.access.callers import Caller
-from deployerp.api.contract.changes import Change, ChangeDep, missing
-from deployerp.api.contract.envelope import Data, shown, single, tagged
+from deployerp.api.contract.changes import Change, ChangeDep, not_found
+from deployerp.api.contract.envelope import Data, respond_single, respond_tagged, serialize
 from deployerp.api.contract.errors import documented
 from deployerp.api.contract.resources import find, serve
 from deployerp.api.contract.routes import Route, needs
@@ -95,7 +95,7 @@ async def create_user(body: UserCreate, change: ChangeDep) -> Response:
         if is_new:
             token = await set_password_tokens.issue(change.session, user.id, organization_id)
     more = {"setPasswordToken": token}
-    return tagged(change.request, _told(user, member), status=201, more=more)
+    return respond_tagged(change.request, _serialize_user(user, member), status=201, more=more)
 
 
 _LISTING = serve(
@@ -112,7 +112,7 @@ _LISTING = serve(
 @router.get("/{id}", responses=documented(NotFound), response_model=Envelope[UserRead])
 @needs("read:users")
 async def get_user(id: UUID, request: Request) -> Response:
-    return single(request, await find(request, _LISTING, "User", id))
+    return respond_single(request, await find(request, _LISTING, "User", id))
 
 
 @router.patch(
@@ -136,7 +136,7 @@ async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response
             await _check_alone(change, user)
             user.name = body.name
     await change.session.flush()
-    return tagged(change.request, _told(user, member))
+    return respond_tagged(change.request, _serialize_user(user, member))
 
 
 @router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict, PreconditionFailed))
@@ -177,7 +177,7 @@ async def reset_password(id: UUID, change: ChangeDep) -> Response:
         raise Conflict("The user is disabled: whoever runs this control plane can enable them.")
     async with as_control_plane(change.session):
         token = await set_password_tokens.issue(change.session, user.id, member.organization_id)
-    return tagged(change.request, _told(user, member), more={"setPasswordToken": token})
+    return respond_tagged(change.request, _serialize_user(user, member), more={"setPasswordToken": token})
 
 
 async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
@@ -196,14 +196,14 @@ async def _subject(change: Change, id: UUID) -> tuple[User, Member, list[UUID]]:
         )
     ).one_or_none()
     if found is None:
-        raise missing("User", id)
+        raise not_found("User", id)
     member, user = found
     change.about, change.parts = user, [member]
-    change.expect(_told(user, member))
+    change.expect(_serialize_user(user, member))
     return user, member, owners
 
 
-def _told(user: User, member: Member) -> Data:
+def _serialize_user(user: User, member: Member) -> Data:
     person = SimpleNamespace(
         id=user.id,
         email=user.email,
@@ -212,7 +212,7 @@ def _told(user: User, member: Member) -> Data:
         role=member.role,
         created_at=member.created_at,
     )
-    return shown(UserRead, person)
+    return serialize(UserRead, person)
 
 
 def _check_grant(caller: Caller, role: Role) -> None:

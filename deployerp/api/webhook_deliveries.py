@@ -8,15 +8,15 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import select
 from sqlmodel import col
 
-from deployerp.api.contract.changes import ChangeDep, owned
+from deployerp.api.contract.changes import ChangeDep, get_owned
 from deployerp.api.contract.dependencies import CallerDep, ContextDep
-from deployerp.api.contract.envelope import shown, single
+from deployerp.api.contract.envelope import respond_single, serialize
 from deployerp.api.contract.errors import documented
 from deployerp.api.contract.lists import Text
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Envelope, View
-from deployerp.api.webhook_queue import DeliverySummary, under_way, wake_afterwards
+from deployerp.api.webhook_queue import DeliverySummary, respond_delivery, wake_afterwards
 from deployerp.core.errors import InvalidState, NotFound
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import tenant_transaction
@@ -55,14 +55,14 @@ serve(
 async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
     """The delivery, with every attempt."""
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
-        delivery = await owned(session, WebhookDelivery, id, caller.organization_id)
+        delivery = await get_owned(session, WebhookDelivery, id, caller.organization_id)
         attempts = await session.scalars(
             select(WebhookAttempt)
             .where(col(WebhookAttempt.delivery_id) == id)
             .order_by(col(WebhookAttempt.number))
         )
-        log = [shown(AttemptRead, attempt) for attempt in attempts]
-    return single(request, shown(DeliverySummary, delivery) | {"attemptLog": log})
+        log = [serialize(AttemptRead, attempt) for attempt in attempts]
+    return respond_single(request, serialize(DeliverySummary, delivery) | {"attemptLog": log})
 
 
 @router.post(
@@ -79,4 +79,4 @@ async def resend_webhook_delivery(id: UUID, change: ChangeDep) -> Response:
     endpoint.need_open()
     await send_again(change.session, [delivery.id], utc_now())
     wake_afterwards(change, await wake(change.session, [endpoint.id]))
-    return under_way(change, delivery)
+    return respond_delivery(change, delivery)

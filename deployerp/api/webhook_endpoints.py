@@ -16,7 +16,7 @@ from deployerp.api.contract.errors import documented, invalid_field
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Body, Disclose, Envelope, Integer, ShownOnce, View
-from deployerp.api.webhook_queue import DeliverySummary, under_way, wake_afterwards
+from deployerp.api.webhook_queue import DeliverySummary, respond_delivery, wake_afterwards
 from deployerp.core.errors import InvalidState, NotFound, PreconditionFailed, QuotaExceeded
 from deployerp.core.fields import Description, Instant
 from deployerp.core.secrets import Vault
@@ -191,7 +191,7 @@ async def create_webhook_endpoint(body: WebhookEndpointCreate, change: ChangeDep
         **_sealed(vault, body.model_dump()),
     )
     await change.add(endpoint)
-    return await change.told(WebhookEndpointRead, endpoint, 201, secret=secret)
+    return await change.respond(WebhookEndpointRead, endpoint, 201, secret=secret)
 
 
 serve(
@@ -226,7 +226,7 @@ async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change:
         setattr(endpoint, name, value)
     if not endpoint.enabled:
         await _end_deliveries(change, endpoint)
-    return await change.told(WebhookEndpointRead, endpoint)
+    return await change.respond(WebhookEndpointRead, endpoint)
 
 
 @router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))
@@ -259,7 +259,7 @@ async def rotate_webhook_secret(
     endpoint.sealed_secret = change.shared.vault.seal(secret)
     if endpoint.failing_since is not None:
         _tell_of_change(change, endpoint)
-    return await change.told(WebhookEndpointRead, endpoint, secret=secret)
+    return await change.respond(WebhookEndpointRead, endpoint, secret=secret)
 
 
 @router.post(
@@ -272,12 +272,12 @@ async def rotate_webhook_secret(
 async def ping_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     """Sends a test, whatever types the endpoint wants; the delivery that is answered tells how it goes."""
     # Not locked: whoever writes an event has the organization's sequence first and its endpoints after it.
-    endpoint = await change.owned(WebhookEndpoint, id)
+    endpoint = await change.get_owned(WebhookEndpoint, id)
     change.about = endpoint
     endpoint.need_open()
     delivery, woken = await write_ping(change.session, endpoint)
     wake_afterwards(change, woken)
-    return under_way(change, delivery)
+    return respond_delivery(change, delivery)
 
 
 @router.post(
@@ -295,7 +295,7 @@ async def replay_events(id: UUID, body: ReplayRequest, change: ChangeDep) -> Res
     now = utc_now()
     until = body.until or now
     _check_time(body.since, until, now, change.shared.settings.event_retention_days)
-    endpoint = await change.owned(WebhookEndpoint, id)
+    endpoint = await change.get_owned(WebhookEndpoint, id)
     change.about = endpoint
     endpoint.need_open()
     missed = await find_missed(

@@ -10,7 +10,7 @@ from fastapi import Response
 from pydantic import Field
 
 from deployerp.api.contract.changes import Change
-from deployerp.api.contract.envelope import shown
+from deployerp.api.contract.envelope import serialize
 from deployerp.api.contract.schemas import View, enum_of
 from deployerp.domain.operations.messages import EndpointOrder
 from deployerp.domain.webhooks.deliveries import DELIVERY_STATES, WebhookDelivery
@@ -36,7 +36,7 @@ def wake_afterwards(change: Change, endpoints: Sequence[EndpointOrder]) -> None:
     change.afterwards.append(partial(change.shared.temporal.wake_endpoints, endpoints))
 
 
-def under_way(change: Change, delivery: WebhookDelivery) -> Response:
+def respond_delivery(change: Change, delivery: WebhookDelivery) -> Response:
     """202 with a delivery, and where it is."""
     headers = {"Location": f"/v1/webhook-deliveries/{delivery.id}"}
-    return change.answer(shown(DeliverySummary, delivery), status=202, headers=headers)
+    return change.answer(serialize(DeliverySummary, delivery), status=202, headers=headers)

@@ -158,14 +158,14 @@ class Unavailable(DeployError):
 # What the outside world can get wrong.
 
 
-class WorldError(DeployError):
+class UpstreamError(DeployError):
     """Something outside the control plane failed; usually worth another try."""
 
-    code = "world_error"
+    code = "upstream_error"
     status = 502
 
 
-class ProviderError(WorldError):
+class ProviderError(UpstreamError):
     """The cloud refused or failed a call."""
 
     code = "provider_error"
@@ -200,54 +200,54 @@ class ProviderThrottled(ProviderError):
         self.retry_after = retry_after
 
 
-class HostUnreachable(WorldError):
+class HostUnreachable(UpstreamError):
     """The server does not answer over SSH (yet)."""
 
     code = "host_unreachable"
 
 
-class HostKeyMismatch(WorldError):
+class HostKeyMismatch(UpstreamError):
     """The machine that answered is not the server we made: nothing was sent to it."""
 
     code = "host_key_mismatch"
     retryable = False
 
 
-class HostAuthenticationFailed(WorldError):
+class HostAuthenticationFailed(UpstreamError):
     """The server refused our SSH key."""
 
     code = "host_authentication_failed"
     retryable = False
 
 
-class HostForwardingForbidden(WorldError):
+class HostForwardingForbidden(UpstreamError):
     """The server's sshd forbids the forwarding through which its Docker engine is reached."""
 
     code = "host_forwarding_forbidden"
     retryable = False
 
 
-class CommandFailed(WorldError):
+class CommandFailed(UpstreamError):
     """A command on a server ended with a non-zero exit status; `details` holds the end of its output."""
 
     code = "command_failed"
 
 
-class ContainerFailed(WorldError):
+class ContainerFailed(UpstreamError):
     """A container of the instance ended each time it was started; the operation shows the end of its log."""
 
     code = "container_failed"
     retryable = False
 
 
-class DiskFull(WorldError):
+class DiskFull(UpstreamError):
     """A disk of the server has no space left: free some or enlarge it, then retry the operation."""
 
     code = "disk_full"
     retryable = False
 
 
-class EngineError(WorldError):
+class EngineError(UpstreamError):
     """The Docker engine of a server failed a call."""
 
     code = "engine_error"
@@ -267,40 +267,40 @@ class PortInUse(EngineError):
     retryable = False
 
 
-class ProxyError(WorldError):
+class ProxyError(UpstreamError):
     """A server's Caddy does not answer or refuses a change."""
 
     code = "proxy_error"
 
 
-class EndpointUnreachable(WorldError):
+class EndpointUnreachable(UpstreamError):
     """A webhook receiver does not answer."""
 
     code = "endpoint_unreachable"
 
 
-class VaultClosed(DeployError):
+class DecryptionFailed(DeployError):
     """A sealed secret does not open with any of the configured keys."""
 
-    code = "vault_closed"
+    code = "decryption_failed"
     retryable = False
 
 
-class ImageUnavailable(WorldError):
+class ImageUnavailable(UpstreamError):
     """No registry serves the image and the control plane's own engine does not have it."""
 
     code = "image_unavailable"
     retryable = False
 
 
-class ImageRefused(WorldError):
+class ImageRefused(UpstreamError):
     """The image holds another major version of PostgreSQL than the one that made the instance's data."""
 
     code = "image_refused"
     retryable = False
 
 
-class NotHealthy(WorldError):
+class NotHealthy(UpstreamError):
     """The thing runs but does not answer as it should (yet)."""
 
     code = "not_healthy"

@@ -10,7 +10,7 @@ from typing import Any, NewType
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from pydantic import SecretStr
 
-from deployerp.core.errors import VaultClosed
+from deployerp.core.errors import DecryptionFailed
 
 Sealed = NewType("Sealed", str)
 
@@ -20,7 +20,7 @@ class Vault:
 
     def __init__(self, keys: Sequence[SecretStr]) -> None:
         if not keys:
-            raise VaultClosed(
+            raise DecryptionFailed(
                 "No encryption key is set: set DEPLOYERP_ENCRYPTION_KEYS"
                 " (`deployerp keys encryption` makes one)."
             )
@@ -34,7 +34,7 @@ class Vault:
         try:
             return self._fernet.decrypt(sealed.encode()).decode()
         except InvalidToken:
-            raise VaultClosed(
+            raise DecryptionFailed(
                 "A secret in the database was sealed with a key that DEPLOYERP_ENCRYPTION_KEYS no longer"
                 " holds: add the old key after the new one."
             ) from None

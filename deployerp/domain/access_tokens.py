@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from pydantic import SecretStr
 
-from deployerp.core.errors import VaultClosed
+from deployerp.core.errors import DecryptionFailed
 from deployerp.database.base import new_id, utc_now
 
 _ALGORITHM = "HS256"
@@ -56,7 +56,7 @@ class AccessTokens:
         self, encryption_keys: Sequence[SecretStr], *, issuer: str, audience: str, minutes: int
     ) -> None:
         if not encryption_keys:
-            raise VaultClosed("Access tokens need a key: set DEPLOYERP_ENCRYPTION_KEYS.")
+            raise DecryptionFailed("Access tokens need a key: set DEPLOYERP_ENCRYPTION_KEYS.")
         derived = [_derived(key.get_secret_value()) for key in encryption_keys]
         self._keys = {_name_of(key): key for key in derived}
         self._signer = derived[0]

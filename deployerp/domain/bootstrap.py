@@ -15,7 +15,7 @@ from deployerp.core.errors import Conflict, NotFound
 from deployerp.database.base import utc_now
 from deployerp.domain import set_password_tokens
 from deployerp.domain.api_keys import ApiKey, new_api_key
-from deployerp.domain.audit.log import Deed, append, snapshot
+from deployerp.domain.audit.log import AuditRecord, append, snapshot
 from deployerp.domain.email_addresses import member_with_address, user_of_verified
 from deployerp.domain.organizations import Organization
 from deployerp.domain.plans import Plan
@@ -74,7 +74,7 @@ async def reset_password(session: AsyncSession, slug: str, email: str) -> str:
         raise Conflict(f"{email} is disabled and cannot sign in.")
     token = await set_password_tokens.issue(session, user.id, organization.id)
     told = snapshot(user)
-    await append(session, organization.id, _deed("reset_password", "user", user.id, told, told))
+    await append(session, organization.id, _audit_record("reset_password", "user", user.id, told, told))
     return token
 
 
@@ -89,7 +89,7 @@ async def add_organization(session: AsyncSession, organization: Organization) ->
             f"Organization {slug} already exists: choose another slug, or create a key for it with"
             f" `deployerp keys create --organization {slug}`."
         ) from None
-    deed = _deed("bootstrap", "organization", organization.id, snapshot(organization))
+    deed = _audit_record("bootstrap", "organization", organization.id, snapshot(organization))
     await append(session, organization.id, deed)
 
 
@@ -100,7 +100,7 @@ async def add_key(
     key, token = new_api_key(organization_id, name, level, expires_at)
     session.add(key)
     await session.flush()
-    await append(session, organization_id, _deed("create_api_key", "api_key", key.id, snapshot(key)))
+    await append(session, organization_id, _audit_record("create_api_key", "api_key", key.id, snapshot(key)))
     return key, token
 
 
@@ -113,7 +113,7 @@ async def _add_member(
     # As the API tells it: of the user, with what the membership adds.
     user, added = snapshot(owner), snapshot(member)
     del added["id"]
-    deed = _deed("create_user", "user", owner.id, user | added, None if is_new else user)
+    deed = _audit_record("create_user", "user", owner.id, user | added, None if is_new else user)
     await append(session, organization.id, deed)
 
 
@@ -147,14 +147,14 @@ async def _known_owner(session: AsyncSession, email: str) -> tuple[User, Sequenc
     return owner, slugs.all()
 
 
-def _deed(
+def _audit_record(
     action: str,
     resource_type: str,
     resource_id: UUID,
     after: Mapping[str, Any],
     before: Mapping[str, Any] | None = None,
-) -> Deed:
-    return Deed(
+) -> AuditRecord:
+    return AuditRecord(
         actor_type="system",
         actor_id=None,
         action=action,

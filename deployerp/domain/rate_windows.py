@@ -27,7 +27,7 @@ class RateWindow(SQLModel, table=True):
     spent: int
 
 
-class Spending(NamedTuple):
+class WindowUsage(NamedTuple):
     """When a window began and what has been taken of it; it has not begun where nothing is spent."""
 
     started_at: datetime
@@ -44,7 +44,7 @@ def runs_at(now: datetime, started_at: datetime, length: timedelta) -> bool:
 
 async def lock_windows(
     session: AsyncSession, subject: str, lengths: Sequence[int], now: datetime
-) -> dict[int, Spending]:
+) -> dict[int, WindowUsage]:
     """The subject's windows by their seconds, which are this transaction's alone until it ends.
 
     What is missing is made. `lengths` are in seconds, the shortest first: who locks in another order would
@@ -53,10 +53,10 @@ async def lock_windows(
     connection = await session.connection()
     rows = [{"subject": subject, "seconds": length, "started_at": now, "spent": 0} for length in lengths]
     found = await connection.execute(_LOCKED[connection.dialect.name], rows)
-    return {seconds: Spending(started_at, spent) for seconds, started_at, spent in found}
+    return {seconds: WindowUsage(started_at, spent) for seconds, started_at, spent in found}
 
 
-async def write_windows(session: AsyncSession, subject: str, spendings: Mapping[int, Spending]) -> None:
+async def write_windows(session: AsyncSession, subject: str, spendings: Mapping[int, WindowUsage]) -> None:
     """Writes windows, by their seconds, that `lock_windows` has locked in this transaction."""
     connection = await session.connection()
     rows = [
@@ -72,7 +72,10 @@ def open_connections(url: str) -> Connections:
 
 
 async def replace_windows(
-    connections: Connections, subject: str, known: Mapping[int, Spending], wanted: Mapping[int, Spending]
+    connections: Connections,
+    subject: str,
+    known: Mapping[int, WindowUsage],
+    wanted: Mapping[int, WindowUsage],
 ) -> bool:
     """Writes windows, by their seconds, unless one of them is no longer as it was known; says whether.
 

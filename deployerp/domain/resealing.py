@@ -7,7 +7,7 @@ from uuid import UUID
 
 from sqlalchemy import Column, Table, select, update
 
-from deployerp.core.errors import VaultClosed
+from deployerp.core.errors import DecryptionFailed
 from deployerp.core.secrets import Vault
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.tables import metadata
@@ -69,7 +69,7 @@ def _resealed(
             continue
         try:
             after = vault.reseal(before)
-        except VaultClosed:
+        except DecryptionFailed:
             report.unreadable += 1
             continue
         if after is None:

@@ -63,7 +63,7 @@ def embedded_settings(home: Path, ports: Ports) -> Settings:
         "database_url": f"sqlite+aiosqlite:///{home}/deployerp.db",
         "temporal_address": f"127.0.0.1:{ports.temporal}",
         "api_port": ports.api,
-        "encryption_keys": [_kept(home / "encryption.key", new_encryption_key)],
+        "encryption_keys": [_load_or_create(home / "encryption.key", new_encryption_key)],
     }
     kept = {name: getattr(given, name) for name in given.model_fields_set & derived.keys()}
     # The home is never the environment's: keys and database of one and the rest of another fit nowhere.
@@ -126,7 +126,9 @@ def _temporal_command(settings: Settings, ports: Ports) -> list[str]:
 def _object_storage(settings: Settings, ports: Ports) -> tuple[list[str], int, dict[str, str]]:
     objects = settings.home / "objects"
     objects.mkdir(exist_ok=True)
-    key = _kept(settings.home / "object-storage.key", lambda: f"deployerp,{secrets.token_urlsafe(24)}")
+    key = _load_or_create(
+        settings.home / "object-storage.key", lambda: f"deployerp,{secrets.token_urlsafe(24)}"
+    )
     address = f"127.0.0.1:{ports.object_storage}"
     # The key through the environment: arguments are for all to see. There a list is CSV, so it is quoted.
     return (
@@ -209,7 +211,7 @@ def _program(name: str) -> str:
     return found
 
 
-def _kept(path: Path, make: Callable[[], str]) -> str:
+def _load_or_create(path: Path, make: Callable[[], str]) -> str:
     """A secret of this home's own, made at its first use."""
     if not path.exists():
         path.touch(mode=0o600)

@@ -80,7 +80,7 @@ async def test_an_end_is_written_once(fleet: Fleet, records: Records, sessions: 
     (ended,) = await rows(sessions, Operation)
     assert (ended.state, ended.error_code) == ("succeeded", None)
     await records.end_operation(OperationEnd(order, "succeeded"))
-    await records.end_operation(OperationEnd(order, "failed", "world_error", "Too late."))
+    await records.end_operation(OperationEnd(order, "failed", "upstream_error", "Too late."))
     (operation,) = await rows(sessions, Operation)
     assert operation == ended
     (server,) = await rows(sessions, Server)
@@ -255,7 +255,9 @@ async def test_a_failure_leaves_what_is_seen_or_what_was_before(
     begun = await fleet.client.data("POST", f"{path}/actions", {"action": "restart"}, 202)
     order = await fleet.order(begun["operation"]["id"])
     await records.claim_operation(order)
-    await records.end_operation(OperationEnd(order, "failed", "world_error", "It broke.", observed=observed))
+    await records.end_operation(
+        OperationEnd(order, "failed", "upstream_error", "It broke.", observed=observed)
+    )
     told = await fleet.client.data("GET", path)
     assert (told["status"], told["statusMessage"]) == (status, "It broke.")
 

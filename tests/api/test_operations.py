@@ -111,7 +111,7 @@ async def test_what_has_ended_is_not_cancelled(client: Client, fleet: Fleet) -> 
 async def test_a_failed_operation_is_tried_again(client: Client, fleet: Fleet) -> None:
     begun = await fleet.begin_server()
     failed = begun["operation"]["id"]
-    await fleet.end(begun, "failed", code="world_error", message="Out of luck.")
+    await fleet.end(begun, "failed", code="upstream_error", message="Out of luck.")
     answer = await client.request("POST", f"/v1/operations/{failed}/retry")
     assert answer.status_code == 202
     again = answer.json()["data"]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from deployerp.cli.app import app, main
 from deployerp.database.sessions import open_database, session_factory, tenant_transaction
-from deployerp.domain.audit.log import Deed, append
+from deployerp.domain.audit.log import AuditRecord, append
 from deployerp.domain.organizations import Organization
 
 
@@ -18,7 +18,9 @@ async def fill(url: str, **entries: int) -> None:
     """Organizations by their slugs, each with so many entries."""
     engine = open_database(url)
     sessions = session_factory(engine)
-    deed = Deed(actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r")
+    deed = AuditRecord(
+        actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r"
+    )
     for slug, count in entries.items():
         organization = Organization(name=slug, slug=slug)
         async with sessions() as session, session.begin():

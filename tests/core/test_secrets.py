@@ -3,7 +3,7 @@
 import pytest
 from pydantic import SecretStr
 
-from deployerp.core.errors import VaultClosed
+from deployerp.core.errors import DecryptionFailed
 from deployerp.core.secrets import Vault, new_encryption_key, new_password
 
 OLD, NEW = SecretStr(new_encryption_key()), SecretStr(new_encryption_key())
@@ -30,14 +30,14 @@ def test_a_new_key_in_front_seals_and_the_old_one_still_opens() -> None:
     ids=["other key", "empty", "text", "cut"],
 )
 def test_what_no_key_opens_says_what_to_do_and_nothing_else(sealed: str) -> None:
-    with pytest.raises(VaultClosed, match="DEPLOYERP_ENCRYPTION_KEYS") as caught:
+    with pytest.raises(DecryptionFailed, match="DEPLOYERP_ENCRYPTION_KEYS") as caught:
         Vault([NEW]).open(sealed)
     assert caught.value.__cause__ is None
     assert "hunter2" not in str(caught.value)
 
 
 def test_without_keys_nothing_starts() -> None:
-    with pytest.raises(VaultClosed, match="deployerp keys"):
+    with pytest.raises(DecryptionFailed, match="deployerp keys"):
         Vault([])
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from deployerp.core.errors import VaultClosed
+from deployerp.core.errors import DecryptionFailed
 from deployerp.core.secrets import new_encryption_key
 from deployerp.database.base import utc_now
 from deployerp.domain.access_tokens import AccessTokens, Claims, TokenRefused, key_name_of
@@ -99,7 +99,7 @@ def test_a_token_of_another_key_set_is_verified_under_no_key_of_ours() -> None:
 
 
 def test_without_keys_nothing_is_issued() -> None:
-    with pytest.raises(VaultClosed, match="DEPLOYERP_ENCRYPTION_KEYS"):
+    with pytest.raises(DecryptionFailed, match="DEPLOYERP_ENCRYPTION_KEYS"):
         tokens()
 
 

@@ -14,7 +14,7 @@ from sqlmodel import SQLModel
 from deployerp.database.base import new_id, utc_now
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.api_keys import new_api_key
-from deployerp.domain.audit.log import Deed, append
+from deployerp.domain.audit.log import AuditRecord, append
 from deployerp.domain.events.event import Event
 from deployerp.domain.idempotency import IdempotencyRecord
 from deployerp.domain.instances import Instance
@@ -115,8 +115,10 @@ def records_of(organization: Organization) -> list[SQLModel]:
     ]
 
 
-def deed() -> Deed:
-    return Deed(actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r")
+def deed() -> AuditRecord:
+    return AuditRecord(
+        actor_type="system", actor_id=None, action="test", resource_type="server", request_id="r"
+    )
 
 
 async def settle(sessions: SessionFactory) -> Tenant:

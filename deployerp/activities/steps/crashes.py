@@ -62,7 +62,7 @@ class Watch:
         log = ""
         with suppress(EngineError):
             log = await self._engine.logs(state.name, tail=_LINES_READ)
-        lines = shown(log, self._secrets)
+        lines = mask_log(log, self._secrets)
         ended = f"{program(state)} ended {_EXITS} times with exit status {state.exit_code}"
         if disk := await disks.full_disk(self._host, lines):
             return DiskFull(f"{ended}. {disks.in_words(disk)}", log=lines)
@@ -93,7 +93,7 @@ async def postgres_answers(engine: Engine, parts: Parts) -> bool:
     return True
 
 
-def shown(log: str, secrets: Collection[str]) -> str:
+def mask_log(log: str, secrets: Collection[str]) -> str:
     """The last lines of a log, fit to be shown."""
     return "\n".join(_readable(masked(log, secrets)).splitlines()[-_LINES_SHOWN:])[-_LONGEST_LOG:]
 

@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from deployerp.core.errors import DeployError, DiskFull, WorldError
+from deployerp.core.errors import DeployError, DiskFull, UpstreamError
 from deployerp.drivers.server.host import Disk, Host
 
 _MEGABYTE = 1_000_000
@@ -19,7 +19,7 @@ async def naming_full_disks(host: Host) -> AsyncIterator[None]:
         yield
     except DiskFull:
         raise
-    except WorldError as error:
+    except UpstreamError as error:
         said = f"{error.in_full} {error.details.get('output', '')}"
         if not _tells_of_no_space(said) or (disk := await _engine_disk(host)) is None:
             raise

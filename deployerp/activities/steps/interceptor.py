@@ -57,7 +57,7 @@ class Step:
         except BaseException as error:
             _cancel(beside)
             failure = self._closed or error
-            told = _told(failure, self.attempt)
+            told = _step_failure(failure, self.attempt)
             await asyncio.shield(self._records.fail_step(self._operation_id, self._name, told))
             raise failure from None
         else:
@@ -166,7 +166,7 @@ def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         task.cancel()
 
 
-def _told(error: BaseException, attempt: int) -> StepFailure:
+def _step_failure(error: BaseException, attempt: int) -> StepFailure:
     if isinstance(error, DeployError):
         pause = timedelta(seconds=error.retry_after) if isinstance(error, ProviderThrottled) else None
         return StepFailure(

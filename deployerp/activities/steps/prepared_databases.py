@@ -6,7 +6,7 @@ Odoo takes half a minute to fill a new database and a second to start on a copie
 import asyncio
 from collections.abc import Collection
 
-from deployerp.activities.steps.crashes import Watch, check_postgres, shown
+from deployerp.activities.steps.crashes import Watch, check_postgres, mask_log
 from deployerp.activities.steps.instance_parts import PREPARED_LABEL, Images, Parts, Volumes, preparation_of
 from deployerp.activities.steps.interceptor import tell
 from deployerp.activities.steps.waiting import until_it_answers
@@ -69,7 +69,7 @@ async def _initialise(engine: Engine, spec: ContainerSpec, secrets: Collection[s
         raise CommandFailed(
             f"Odoo ended with exit status {status} while it filled the database: "
             "the last lines of its log tell why.",
-            log=shown(output, secrets),
+            log=mask_log(output, secrets),
         ) from error
 
 

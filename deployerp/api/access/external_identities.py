@@ -13,7 +13,7 @@ from sqlmodel import col
 
 from deployerp.core.settings import TrustedIssuer
 from deployerp.domain.access_tokens import TokenRefused, issuer_of, verified
-from deployerp.domain.audit.log import Deed, append
+from deployerp.domain.audit.log import AuditRecord, append
 from deployerp.domain.email_addresses import verify_address
 from deployerp.domain.users import (
     EMAIL_PATTERN,
@@ -83,7 +83,7 @@ class ExternalIdentities:
             raise TokenRefused("its organization is no text")
         linked = await _identity(session, issuer, subject)
         email = _verified_address(claims)
-        membership = await _chosen(session, trusted, linked, email, organization)
+        membership = await _choose(session, trusted, linked, email, organization)
         verifies = (
             not trusted.organizations
             and membership.user.email_verified_at is None
@@ -103,7 +103,7 @@ class ExternalIdentities:
         return membership
 
 
-async def _chosen(
+async def _choose(
     session: AsyncSession,
     trusted: TrustedIssuer,
     linked: Identity | None,
@@ -183,8 +183,8 @@ async def _link(session: AsyncSession, identity: Identity) -> bool:
     return True
 
 
-def _deed(action: str, identity: Identity, origin: Origin) -> Deed:
-    return Deed(
+def _deed(action: str, identity: Identity, origin: Origin) -> AuditRecord:
+    return AuditRecord(
         actor_type="user",
         actor_id=identity.user_id,
         action=action,

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from deployerp.api.access.rate_limits import Limiter, Standing
+from deployerp.api.access.rate_limits import Limiter, RateLimitStatus
 from deployerp.core.errors import RateLimitExceeded
 from deployerp.domain.plans import Limits
 
@@ -27,7 +27,7 @@ class Guesses:
         # The least recently used first.
         self._good: OrderedDict[str, None] = OrderedDict()
 
-    async def count(self, failures: Mapping[str, Limits]) -> Standing | None:
+    async def count(self, failures: Mapping[str, Limits]) -> RateLimitStatus | None:
         """Counts a failure of each subject; the standing of the first that has none left, if there is one."""
         standings = [await self._limiter.admit(subject, limits) for subject, limits in failures.items()]
         return next((each for each in standings if each is not None and not each.admitted), None)

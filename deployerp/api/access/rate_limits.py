@@ -18,7 +18,7 @@ from deployerp.database.connections import Connections
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.plans import HOUR, MINUTE, Limits
 from deployerp.domain.rate_windows import (
-    Spending,
+    WindowUsage,
     lock_windows,
     replace_windows,
     runs_at,
@@ -38,7 +38,7 @@ Clock = Callable[[], datetime]
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RateLimitStatus:
     """How a subject stands after a request, in the window of which the least is left.
 
     `reset` is in seconds from now, `reset_at` in Unix time; both are rounded up, so that it is not too early.
@@ -88,7 +88,7 @@ class Limiter:
         # The least recently used first.
         self._tallies: OrderedDict[str, _Tally] = OrderedDict()
 
-    async def admit(self, subject: str, limits: Limits) -> Standing | None:
+    async def admit(self, subject: str, limits: Limits) -> RateLimitStatus | None:
         """Counts a request, if every window has one left; None where there is no limit.
 
         A refused request counts nowhere. Raises what the database raises when it has to be asked.
@@ -108,9 +108,9 @@ class Limiter:
         tally = self._tallies.get(subject)
         return tally is not None and tally.is_spent_at(self._clock())
 
-    async def _queue(self, tally: "_Tally") -> Standing:
+    async def _queue(self, tally: "_Tally") -> RateLimitStatus:
         """Waits for a share, which all who wait have in common."""
-        place: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
+        place: asyncio.Future[RateLimitStatus] = asyncio.get_running_loop().create_future()
         tally.waiting.append(place)
         if tally.serving is None:
             # A task of its own: who gives up waiting does not take the share from the others.
@@ -182,7 +182,7 @@ class _Window:
         self.seconds = seconds
         self.length = timedelta(seconds=seconds)
         self.limit = limit
-        self.kept: Spending | None = None
+        self.kept: WindowUsage | None = None
         self._begin(_NEVER)
 
     def _begin(self, started_at: datetime) -> None:
@@ -191,7 +191,7 @@ class _Window:
         self.spent = self.taken = self.at_hand = 0
         self.remaining = self.limit
 
-    def learn(self, found: Spending, now: datetime) -> None:
+    def learn(self, found: WindowUsage, now: datetime) -> None:
         """Takes over what the database says; one that has ended or not begun would begin now."""
         self.kept = found
         begun = found.spent > 0 and runs_at(now, found.started_at, self.length)
@@ -210,8 +210,8 @@ class _Window:
         most = max(self.remaining // _PARTS, self.limit // _PARTS_OF_ALL)
         return min(max(1, min(most, used + waiting)), self.remaining)
 
-    def spending(self, more: int) -> Spending:
-        return Spending(self.started_at, self.spent + more)
+    def spending(self, more: int) -> WindowUsage:
+        return WindowUsage(self.started_at, self.spent + more)
 
     def take(self, more: int) -> None:
         self.kept = self.spending(more)
@@ -233,10 +233,10 @@ class _Tally:
         self.windows = tuple(_Window(seconds, limit) for seconds, limit in limits.windows)
         self.lengths = tuple(window.seconds for window in self.windows)
         self.policy = b", ".join(b'"%b";q=%d;w=%d' % (w.name, w.limit, w.seconds) for w in self.windows)
-        self.waiting: deque[asyncio.Future[Standing]] = deque()
+        self.waiting: deque[asyncio.Future[RateLimitStatus]] = deque()
         self.serving: asyncio.Task[None] | None = None
 
-    def count(self, now: datetime) -> Standing | None:
+    def count(self, now: datetime) -> RateLimitStatus | None:
         """Counts a request from what is at hand, or refuses it; None when the database has to be asked."""
         running = self._running_at(now)
         tightest = min(running, key=_Window.tightness, default=None)
@@ -259,15 +259,15 @@ class _Tally:
         size = min(window.share(len(self.waiting)) for window in self.windows)
         return {window: size - window.at_hand for window in self.windows if window.at_hand < size}
 
-    def known(self) -> dict[int, Spending]:
+    def known(self) -> dict[int, WindowUsage]:
         """What the database has, by the windows' seconds; empty before the first look."""
         return {window.seconds: window.kept for window in self.windows if window.kept is not None}
 
-    def learn(self, found: Mapping[int, Spending], now: datetime) -> None:
+    def learn(self, found: Mapping[int, WindowUsage], now: datetime) -> None:
         for window in self.windows:
             window.learn(found[window.seconds], now)
 
-    def after(self, shares: Mapping[_Window, int]) -> dict[int, Spending]:
+    def after(self, shares: Mapping[_Window, int]) -> dict[int, WindowUsage]:
         """What the database has once these are taken, by the windows' seconds."""
         return self.known() | {window.seconds: window.spending(more) for window, more in shares.items()}
 
@@ -295,8 +295,8 @@ class _Tally:
     def _running_at(self, now: datetime) -> list[_Window]:
         return [window for window in self.windows if runs_at(now, window.started_at, window.length)]
 
-    def _standing(self, admitted: bool, window: _Window, now: datetime) -> Standing:
+    def _standing(self, admitted: bool, window: _Window, now: datetime) -> RateLimitStatus:
         reset = ceil((window.started_at + window.length - now) / _SECOND)
-        return Standing(
+        return RateLimitStatus(
             admitted, window.limit, window.remaining, reset, window.reset_at, window.name, self.policy
         )

@@ -20,15 +20,14 @@ from deployerp.api.access.addresses import address_of
 from deployerp.api.access.callers import Caller
 from deployerp.api.contract import dependencies
 from deployerp.api.contract.dependencies import Context
-from deployerp.api.contract.envelope import Data, answer, etag_of, shown, tagged, tags_of
-from deployerp.api.contract.idempotency import keyed
+from deployerp.api.contract.envelope import Data, etag_of, respond, respond_tagged, serialize, tags_of
+from deployerp.api.contract.idempotency import read_idempotency_key
 from deployerp.api.contract.schemas import View
 from deployerp.core.errors import NotFound, PreconditionFailed
 from deployerp.database.base import Record
 from deployerp.database.sessions import tenant_transaction
 from deployerp.database.statements import Row, Statement, put, run
-from deployerp.domain.audit.log import Change as Changed
-from deployerp.domain.audit.log import Deed, Trail, append, snapshot
+from deployerp.domain.audit.log import AuditRecord, ChangeTracker, RecordChange, append, snapshot
 from deployerp.domain.operations.operation import Operation
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -43,7 +42,7 @@ class Change:
     caller: Caller
     session: AsyncSession
     shared: Context
-    trail: Trail
+    tracker: ChangeTracker
     # What the request is about: the audit log tells of it,
     about: Record = field(init=False)
     # and of what belongs to it, such as a user's membership.
@@ -54,21 +53,21 @@ class Change:
     # Done in turn, beside the answer, once others can see the change; a sweep makes good what is lost.
     afterwards: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
 
-    async def owned(self, model: type[Owned], id: UUID, *, lock: bool = False) -> Owned:
+    async def get_owned(self, model: type[Owned], id: UUID, *, lock: bool = False) -> Owned:
         """The caller's own object; another organization's does not exist for it. Raises `NotFound`.
 
         With `lock` nobody else changes it before the transaction ends.
         """
-        return await owned(self.session, model, id, self.caller.organization_id, lock=lock)
+        return await get_owned(self.session, model, id, self.caller.organization_id, lock=lock)
 
     async def hold(self, model: type[Record], id: UUID, *names: str) -> Row:
         """These columns of the caller's own row, which stays as it is until the transaction ends.
 
         For what is needed and not changed. Raises `NotFound`.
         """
-        found = await run(self.session, _held(model, names), {"id": id})
+        found = await run(self.session, _lock_statement(model, names), {"id": id})
         if not found or self.caller.organization_id != found[0]["organization_id"]:
-            raise missing(model.__name__, id)
+            raise not_found(model.__name__, id)
         return found[0]
 
     async def subject(self, model: type[Owned], view: type[View], id: UUID) -> Owned:
@@ -76,9 +75,9 @@ class Change:
 
         Raises `NotFound` and `PreconditionFailed`.
         """
-        found = await self.owned(model, id, lock=True)
+        found = await self.get_owned(model, id, lock=True)
         self.about = found
-        self.expect(shown(view, found))
+        self.expect(serialize(view, found))
         return found
 
     def expect(self, told: Data) -> None:
@@ -103,22 +102,22 @@ class Change:
             await put(self.session, record)
         except IntegrityError as error:
             raise (taken or error) from None
-        self.trail.made(record)
+        self.tracker.add(record)
 
     def answer(
         self, data: object, *, status: int = 200, headers: Mapping[str, str] | None = None
     ) -> Response:
-        return answer(self.request, data, status=status, headers=headers)
+        return respond(self.request, data, status=status, headers=headers)
 
-    async def told(self, view: type[View], record: SQLModel, status: int = 200, **more: Any) -> Response:
+    async def respond(self, view: type[View], record: SQLModel, status: int = 200, **more: Any) -> Response:
         """The record as it is now, with its ETag."""
         # What the database sets, such as the time of the update, is known after the flush.
         await self.session.flush()
-        return tagged(self.request, shown(view, record), status=status, more=more)
+        return respond_tagged(self.request, serialize(view, record), status=status, more=more)
 
 
 @cache
-def _held(model: type[Record], names: tuple[str, ...]) -> Statement:
+def _lock_statement(model: type[Record], names: tuple[str, ...]) -> Statement:
     columns = model.__table__.columns  # type: ignore[attr-defined]
     wanted = [columns[name] for name in ("organization_id", *names)]
     found = select(*wanted).where(columns["id"] == bindparam("id", type_=columns["id"].type))
@@ -132,7 +131,7 @@ def snake(name: str) -> str:
     return re.sub("(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-async def owned(
+async def get_owned(
     session: AsyncSession, model: type[Owned], id: UUID, organization_id: UUID, *, lock: bool = False
 ) -> Owned:
     """The organization's own object; another's does not exist for it. Raises `NotFound`."""
@@ -142,11 +141,11 @@ async def owned(
         or found.organization_id != organization_id
         or getattr(found, "deleted_at", None) is not None
     ):
-        raise missing(model.__name__, id)
+        raise not_found(model.__name__, id)
     return cast("Owned", found)
 
 
-def missing(name: str, id: object) -> NotFound:
+def not_found(name: str, id: object) -> NotFound:
     return NotFound(f"There is no {snake(name).replace('_', ' ')} {id}.")
 
 
@@ -168,17 +167,17 @@ async def carry_out(
     shared = dependencies.context(request)
     # All of it, before anything is held: a client that sends slowly must not keep others waiting.
     await request.body()
-    key = await keyed(request, caller)
+    key = await read_idempotency_key(request, caller)
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:
             return given
-        made = request.state.change = Change(request, caller, session, shared, Trail(session))
+        made = request.state.change = Change(request, caller, session, shared, ChangeTracker(session))
         response = await handle(request)
         if key is not None:
             await key.keep(session, shared.vault, response, secrets)
         await session.flush()
         # Last of all: whoever else changes something in the organization waits from here to the commit.
-        await append(session, caller.organization_id, _deed(made, name, made.trail.changes()))
+        await append(session, caller.organization_id, _audit_record(made, name, made.tracker.changes()))
     shared.totals.forget(caller.organization_id)
     for actor_id in made.forgotten:
         shared.authenticator.forget(actor_id)
@@ -187,7 +186,7 @@ async def carry_out(
     return response
 
 
-def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
+def _audit_record(made: Change, name: str, changed: Sequence[RecordChange]) -> AuditRecord:
     """What the audit log tells: of what the request is about, and of the operation that it began or ended."""
     record = made.about
     # One that it has begun, rather than one that it has ended.
@@ -196,7 +195,7 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
     forced = {"force": True} if operation is not None and operation.force else {}
     before, after = _before_and_after(made, changed)
     scope = made.request.scope
-    return Deed(
+    return AuditRecord(
         actor_type=made.caller.actor_type,
         actor_id=made.caller.actor_id,
         action=name,
@@ -210,7 +209,7 @@ def _deed(made: Change, name: str, changed: Sequence[Changed]) -> Deed:
     )
 
 
-def _before_and_after(made: Change, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
+def _before_and_after(made: Change, changed: Sequence[RecordChange]) -> tuple[Data | None, Data | None]:
     """What the request is about, with its parts, as it was and as it is."""
     before, after = _of(made.about, changed)
     for part in made.parts:
@@ -220,7 +219,7 @@ def _before_and_after(made: Change, changed: Sequence[Changed]) -> tuple[Data | 
     return before, after
 
 
-def _of(record: Record, changed: Sequence[Changed]) -> tuple[Data | None, Data | None]:
+def _of(record: Record, changed: Sequence[RecordChange]) -> tuple[Data | None, Data | None]:
     """A record as it was and as it is, also where nothing of it has changed."""
     found = next((each for each in changed if each.record is record), None)
     return (found.before, found.after) if found else (snapshot(record),) * 2

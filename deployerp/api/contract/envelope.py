@@ -29,12 +29,12 @@ def fields_of(view: type[View]) -> tuple[tuple[str, str], ...]:
     return tuple((name, field.alias or name) for name, field in view.model_fields.items())
 
 
-def shown(view: type[View], record: object) -> Data:
+def serialize(view: type[View], record: object) -> Data:
     """What a view tells of a record."""
-    return disclosed(view, {alias: getattr(record, name) for name, alias in fields_of(view)})
+    return mask(view, {alias: getattr(record, name) for name, alias in fields_of(view)})
 
 
-def disclosed(view: type[View], data: Data) -> Data:
+def mask(view: type[View], data: Data) -> Data:
     """What a view tells of a row, of which it may have to mask something."""
     return data if view.disclose is None else view.disclose(data)
 
@@ -53,7 +53,7 @@ def etag_of(data: Data) -> str:
     return f'"{hashlib.blake2b(encode(told), digest_size=12).hexdigest()}"'
 
 
-def answer(
+def respond(
     request: Request,
     data: object,
     *,
@@ -66,14 +66,14 @@ def answer(
     return Response(encode(body), status, headers, media_type="application/json")
 
 
-def tagged(request: Request, data: Data, *, status: int = 200, more: Data | None = None) -> Response:
+def respond_tagged(request: Request, data: Data, *, status: int = 200, more: Data | None = None) -> Response:
     """One resource, with the ETag of what is told of it; `more` is told this once."""
-    return answer(request, data | (more or {}), status=status, headers={"ETag": etag_of(data)})
+    return respond(request, data | (more or {}), status=status, headers={"ETag": etag_of(data)})
 
 
-def single(request: Request, data: Data) -> Response:
+def respond_single(request: Request, data: Data) -> Response:
     """One resource with its ETag; 304 where the client has just that."""
-    response = tagged(request, data)
+    response = respond_tagged(request, data)
     tag = response.headers["etag"]
     if tags_of(request.headers.getlist("if-none-match")) & {tag, "*"}:
         return Response(status_code=304, headers={"ETag": tag})

@@ -43,22 +43,22 @@ _BY_STATUS: dict[int, tuple[type[RequestError], str]] = {
 
 
 def install(app: FastAPI) -> None:
-    app.add_exception_handler(DeployError, _known)
+    app.add_exception_handler(DeployError, _respond_known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
 
 
 def limited(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a public route that can answer with these errors."""
-    return _told((*errors, RateLimitExceeded, DeployError))
+    return _describe((*errors, RateLimitExceeded, DeployError))
 
 
 def documented(*errors: type[DeployError]) -> dict[int | str, dict[str, Any]]:
     """The `responses` of a route that can answer with these errors besides those that every route has."""
-    return _told((Unauthorized, Forbidden, ValidationFailed, *errors, RateLimitExceeded, DeployError))
+    return _describe((Unauthorized, Forbidden, ValidationFailed, *errors, RateLimitExceeded, DeployError))
 
 
-def _told(every: tuple[type[DeployError], ...]) -> dict[int | str, dict[str, Any]]:
+def _describe(every: tuple[type[DeployError], ...]) -> dict[int | str, dict[str, Any]]:
     answers: dict[int | str, dict[str, Any]] = {}
     for error in every:
         # One status can stand for several codes, and all of them are to be told.
@@ -68,7 +68,7 @@ def _told(every: tuple[type[DeployError], ...]) -> dict[int | str, dict[str, Any
 
 
 def invalid_field(field: str, rule: str) -> ValidationFailed:
-    return _invalid_fields([{"field": _shown(field), "message": rule}])
+    return _invalid_fields([{"field": _display_name(field), "message": rule}])
 
 
 def invalid_fields(where: str, errors: Sequence[Any]) -> ValidationFailed:
@@ -102,7 +102,7 @@ def answer_of(
     return Response(encode(body), status or error.status, headers, media_type="application/json")
 
 
-async def _known(request: Request, error: Exception) -> Response:
+async def _respond_known(request: Request, error: Exception) -> Response:
     assert isinstance(error, DeployError)  # noqa: S101  (what the handler is registered for)
     return answer_of(request, error)
 
@@ -143,7 +143,7 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted({"OPTIONS"} | (known or {"GET", "HEAD"})))
 
 
-def unexpected(request: Request, error: Exception) -> Response:
+def respond_unexpected(request: Request, error: Exception) -> Response:
     """The answer to what nothing above has an answer for; the log tells what it was."""
     unknown: DeployError | None = away(error)
     if unknown is None:
@@ -183,10 +183,10 @@ def _field(location: Sequence[int | str]) -> str:
     parts = [str(part) for part in location[1:] if part != "[key]"]
     if location[0] == "body" and parts and parts[0].isdigit():
         parts = []
-    return _shown(".".join(parts) or str(location[0]))
+    return _display_name(".".join(parts) or str(location[0]))
 
 
-def _shown(field: str) -> str:
+def _display_name(field: str) -> str:
     """A field's name came with the request: half a surrogate pair or a megabyte of it cannot be sent back."""
     return field[:200].encode(errors="replace").decode()
 

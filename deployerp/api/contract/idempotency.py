@@ -41,7 +41,7 @@ _CLAIM = Statement(
 
 
 @dataclass(frozen=True)
-class Keyed:
+class IdempotentRequest:
     """A request with a key, which is its caller's own: others may choose the same."""
 
     caller: Caller
@@ -75,7 +75,7 @@ class Keyed:
             raise IdempotencyKeyReused(
                 f"This {HEADER} came with another request before: use a new key for a new request."
             )
-        return _restored(vault.open_mapping(kept["sealed_answer"]), kept["status"])
+        return _restore(vault.open_mapping(kept["sealed_answer"]), kept["status"])
 
     async def _claim(self, session: AsyncSession) -> None:
         """Holds the key until the transaction ends; on SQLite writers wait for each other anyway."""
@@ -119,7 +119,7 @@ def _without(body: bytes, secrets: Sequence[str]) -> bytes:
     return encode(answer)
 
 
-async def keyed(request: Request, caller: Caller) -> Keyed | None:
+async def read_idempotency_key(request: Request, caller: Caller) -> IdempotentRequest | None:
     """The key of the request, if it has one. Raises `ValidationFailed` for one that is not sane."""
     keys = request.headers.getlist(HEADER)
     if not keys:
@@ -138,10 +138,10 @@ async def keyed(request: Request, caller: Caller) -> Keyed | None:
         # With its length: no two requests run together to the same text.
         told.update(len(part).to_bytes(8))
         told.update(part)
-    return Keyed(caller, key, told.hexdigest())
+    return IdempotentRequest(caller, key, told.hexdigest())
 
 
-def _restored(kept: dict[str, object], status: int) -> Response:
+def _restore(kept: dict[str, object], status: int) -> Response:
     headers = {str(name): str(value) for name, value in dict(kept["headers"]).items()}  # type: ignore[call-overload]
     body = base64.b64decode(str(kept["body"]))
     return Response(body, status, headers | {"Idempotent-Replayed": "true"})

@@ -53,7 +53,7 @@ class Position:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ListQuery:
     """A list request that keeps the rules."""
 
     page: int
@@ -138,7 +138,7 @@ class Listing:
     order: Order
     searched: Mapping[str, Any]
 
-    def asked(self, query_string: bytes) -> Asked:
+    def parse(self, query_string: bytes) -> ListQuery:
         """Raises `ValidationFailed` for parameters that are unknown, given twice, or break their rule."""
         try:
             text = query_string.decode(errors="replace")
@@ -152,11 +152,11 @@ class Listing:
             known = self._model.model_validate(given).model_dump(exclude_none=True)
         except ValidationError as error:
             raise invalid_fields("query", error.errors()) from None
-        return self._asked(known, pairs)
+        return self._parse(known, pairs)
 
-    def _asked(self, known: dict[str, Any], pairs: list[tuple[str, str]]) -> Asked:
+    def _parse(self, known: dict[str, Any], pairs: list[tuple[str, str]]) -> ListQuery:
         position = self._position(known) if "cursor" in known else None
-        return Asked(
+        return ListQuery(
             page=known.pop("page", 1),
             per_page=known.pop("per_page", _DEFAULTS["per_page"]),
             sort=known.pop("sort", position.sort if position else self.sorts[0]),
@@ -181,12 +181,12 @@ class Listing:
             raise invalid_field("cursor", "belongs to a list in another order")
         return position
 
-    def next_cursor(self, asked: Asked, row: Row) -> str:
+    def next_cursor(self, asked: ListQuery, row: Row) -> str:
         """The position of a row, from which the next page goes on."""
         alias = dict(fields_of(self.view))[asked.sort]
         return Position(asked.sort, asked.order, row[alias], row["id"]).encoded()
 
-    def values(self, asked: Asked, organization_id: UUID) -> dict[str, Any]:
+    def values(self, asked: ListQuery, organization_id: UUID) -> dict[str, Any]:
         """The parameters of the statement; one row more than asked tells whether there is a next page."""
         values: dict[str, Any] = {"organization_id": organization_id, "limit": asked.per_page + 1}
         values |= {name: _like(value) if name == "q" else value for name, value in asked.filters}
@@ -194,11 +194,11 @@ class Listing:
             return values | {"offset": asked.offset}
         return values | {"position_value": asked.position.value, "position_id": asked.position.id}
 
-    def counts_with_page(self, asked: Asked) -> bool:
+    def counts_with_page(self, asked: ListQuery) -> bool:
         """Whether all rows are counted along with a page; what a search finds mostly fits on one."""
         return "q" not in asked.names
 
-    def query(self, asked: Asked, *, counted: bool) -> Query:
+    def query(self, asked: ListQuery, *, counted: bool) -> Query:
         return self._query(asked.sort, asked.order, asked.names, asked.position is not None, counted)
 
     @cache  # noqa: B019  (listings are made once and live as long as the program)
@@ -273,7 +273,7 @@ class Listing:
     @cached_property
     def _model(self) -> type[BaseModel]:
         fields: Any = {name: (kind | None, None) for name, (kind, _) in self.parameters.items()}
-        return create_model("Asked", __config__=ConfigDict(extra="forbid"), **fields)
+        return create_model("ListQuery", __config__=ConfigDict(extra="forbid"), **fields)
 
     @cached_property
     def _columns(self) -> Any:

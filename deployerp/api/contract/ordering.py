@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from deployerp.api.contract.changes import Change
-from deployerp.api.contract.envelope import Data, shown
+from deployerp.api.contract.envelope import Data, serialize
 from deployerp.api.contract.schemas import EXAMPLE_PARTS, View, enum_of
 from deployerp.core.errors import Conflict, InvalidState, Unavailable
 from deployerp.domain.operations import ordering
@@ -92,7 +92,7 @@ async def _order(
 ) -> Operation:
     actor = ordering.Actor(change.caller.actor_id)
     operation = await ordering.order(change.session, actor, resource, action, parameters, **options)
-    change.trail.made(operation)
+    change.tracker.add(operation)
     return operation
 
 
@@ -102,19 +102,21 @@ async def _end(change: Change, order: OperationOrder) -> None:
         await change.shared.temporal.terminate(order.workflow_id, "A deletion by force took its place.")
 
 
-def accepted(change: Change, operation: Operation, data: Data | None = None) -> Response:
+def respond_accepted(change: Change, operation: Operation, data: Data | None = None) -> Response:
     """202 with where the operation is; its workflow is started once all is written.
 
     The data is the operation itself, unless some is given.
     """
     change.afterwards.append(partial(change.shared.temporal.offer_operation, operation.order))
     headers = {"Location": f"/v1/operations/{operation.id}"}
-    return change.answer(data or shown(OperationSummary, operation), status=202, headers=headers)
+    return change.answer(data or serialize(OperationSummary, operation), status=202, headers=headers)
 
 
-async def begun(change: Change, operation: Operation, view: type[View], resource: Stateful) -> Response:
+async def respond_with_resource(
+    change: Change, operation: Operation, view: type[View], resource: Stateful
+) -> Response:
     """202 with the resource and its operation."""
     # What the database sets, such as the time of the update, is known after the flush.
     await change.session.flush()
-    told = {"operation": shown(OperationSummary, operation)}
-    return accepted(change, operation, shown(view, resource) | told)
+    told = {"operation": serialize(OperationSummary, operation)}
+    return respond_accepted(change, operation, serialize(view, resource) | told)

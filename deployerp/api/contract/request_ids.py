@@ -8,7 +8,7 @@ import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deployerp.api.contract.errors import unexpected
+from deployerp.api.contract.errors import respond_unexpected
 
 # An id that clients give must look like one.
 SANE_ID = r"[A-Za-z0-9._-]{8,128}"
@@ -26,7 +26,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _given(scope) or uuid4().hex
+        request_id = _client_request_id(scope) or uuid4().hex
         state = scope.setdefault("state", {})
         state["request_id"] = request_id
         headers = state["headers"] = [(b"x-request-id", request_id.encode())]
@@ -46,7 +46,7 @@ class RequestIds:
             # Nobody is there to be answered: nginx's word for it.
             status = 499
         except Exception as error:
-            answer = unexpected(Request(scope, receive), error)
+            answer = respond_unexpected(Request(scope, receive), error)
             if status:
                 # It has begun: all that can be done is to break it off.
                 raise
@@ -57,7 +57,7 @@ class RequestIds:
             structlog.contextvars.unbind_contextvars("request_id")
 
 
-def _given(scope: Scope) -> str | None:
+def _client_request_id(scope: Scope) -> str | None:
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             # What may stand around a value is no part of it (RFC 9110, 5.5).

@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from sqlmodel import SQLModel
 
 from deployerp.api.contract import dependencies
-from deployerp.api.contract.changes import missing, snake
-from deployerp.api.contract.envelope import answer, disclosed, single
+from deployerp.api.contract.changes import not_found, snake
+from deployerp.api.contract.envelope import mask, respond, respond_single
 from deployerp.api.contract.errors import documented
-from deployerp.api.contract.lists import TOTAL, Asked, Listing, Order
+from deployerp.api.contract.lists import TOTAL, Listing, ListQuery, Order
 from deployerp.api.contract.routes import needs
 from deployerp.api.contract.schemas import Envelope, ListEnvelope, View
 from deployerp.core.errors import NotFound
@@ -43,11 +43,11 @@ def serve(
 
     @permission
     async def many(request: Request) -> Response:
-        return await _listed(request, listing)
+        return await _respond_list(request, listing)
 
     @permission
     async def one(id: UUID, request: Request) -> Response:
-        return single(request, await find(request, listing, name, id))
+        return respond_single(request, await find(request, listing, name, id))
 
     router.add_api_route(
         "",
@@ -74,12 +74,12 @@ async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
     values = {"organization_id": organization_id, "id": id}
     found = await dependencies.context(request).reader.rows(organization_id, listing.one, values)
     if not found:
-        raise missing(name, id)
-    return disclosed(listing.view, found[0])
+        raise not_found(name, id)
+    return mask(listing.view, found[0])
 
 
-async def _listed(request: Request, listing: Listing) -> Response:
-    asked = listing.asked(request.scope["query_string"])
+async def _respond_list(request: Request, listing: Listing) -> Response:
+    asked = listing.parse(request.scope["query_string"])
     organization_id = dependencies.caller(request).organization_id
     reader, totals = dependencies.context(request).reader, dependencies.context(request).totals
     # By the list itself, of which there is one.
@@ -98,15 +98,15 @@ async def _listed(request: Request, listing: Listing) -> Response:
     more = len(rows) > asked.per_page
     rows = rows[: asked.per_page]
     cursor = listing.next_cursor(asked, rows[-1]) if more else None
-    meta, links = _paged(asked, total, cursor)
+    meta, links = _pagination(asked, total, cursor)
     path = request.scope["path"]
     same = f"{path}?{urlencode(asked.same)}{'&' if asked.same else ''}"
     told = ", ".join(f'<{same}{name}={value}>; rel="{rel}"' for rel, (name, value) in links.items())
-    shown_rows = [disclosed(listing.view, row) for row in rows]
-    return answer(request, shown_rows, meta=meta, headers={"Link": told})
+    shown_rows = [mask(listing.view, row) for row in rows]
+    return respond(request, shown_rows, meta=meta, headers={"Link": told})
 
 
-def _total_of(asked: Asked, rows: list[Row]) -> int | None:
+def _total_of(asked: ListQuery, rows: list[Row]) -> int | None:
     """The total as far as a page tells it, from which the count is taken out; None where it does not."""
     counts = [row.pop(TOTAL) for row in rows if TOTAL in row]
     if counts:
@@ -115,8 +115,8 @@ def _total_of(asked: Asked, rows: list[Row]) -> int | None:
     return asked.offset + len(rows) if is_last else None
 
 
-def _paged(
-    asked: Asked, total: int | None, cursor: str | None
+def _pagination(
+    asked: ListQuery, total: int | None, cursor: str | None
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str]]]:
     """What a list adds to `meta`, and the pages around it."""
     meta: dict[str, Any] = {"per_page": asked.per_page, "next_cursor": cursor}

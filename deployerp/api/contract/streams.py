@@ -65,10 +65,10 @@ def stream(request: Request, messages: AsyncGenerator[bytes]) -> StreamingRespon
     They must yield at least every second, nothing where there is nothing.
     """
     headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-    return StreamingResponse(_told(request, messages), media_type="text/event-stream", headers=headers)
+    return StreamingResponse(_send(request, messages), media_type="text/event-stream", headers=headers)
 
 
-async def _told(request: Request, messages: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+async def _send(request: Request, messages: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
     closed, clock = dependencies.context(request).watcher.closed, asyncio.get_running_loop().time
     beaten = clock()
     yield _RETRY

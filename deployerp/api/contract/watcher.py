@@ -89,13 +89,13 @@ class Watcher:
     @contextmanager
     def following(self, organization_id: UUID) -> Iterator[Followed]:
         """An organization's log, for one stream."""
-        with self._counted(organization_id), _joined(self._logs, organization_id, Followed) as log:
+        with self._counted(organization_id), _join(self._logs, organization_id, Followed) as log:
             yield log
 
     @contextmanager
     def following_operation(self, organization_id: UUID, id: UUID) -> Iterator[Followed]:
         """An operation of the organization, for one stream."""
-        with self._counted(organization_id), _joined(self._operations, id, FollowedOperation) as changes:
+        with self._counted(organization_id), _join(self._operations, id, FollowedOperation) as changes:
             yield changes
 
     def streams(self, organization_id: UUID) -> int:
@@ -157,7 +157,7 @@ class Watcher:
 
 
 @contextmanager
-def _joined(followed: dict[UUID, F], id: UUID, new: Callable[[], F]) -> Iterator[F]:
+def _join(followed: dict[UUID, F], id: UUID, new: Callable[[], F]) -> Iterator[F]:
     """What all who follow the same thing share, from the first that comes to the last that goes."""
     shared = followed.setdefault(id, new())
     shared.followers += 1

@@ -70,7 +70,7 @@ class AuditHead(SQLModel, table=True):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Deed:
+class AuditRecord:
     """What an entry tells, before it has its place in the chain; `before` and `after` are JSON."""
 
     actor_type: ActorType
@@ -85,12 +85,12 @@ class Deed:
     after: Mapping[str, Any] | None = None
 
 
-async def append(session: AsyncSession, organization_id: UUID, deed: Deed) -> int:
+async def append(session: AsyncSession, organization_id: UUID, deed: AuditRecord) -> int:
     """Adds the next entry of an organization's chain and returns its sequence.
 
     It comes last in a transaction: other writers of the organization wait from here to its end.
     """
-    content: _Values = {name: getattr(deed, name) for name in Deed.__slots__}
+    content: _Values = {name: getattr(deed, name) for name in AuditRecord.__slots__}
     content |= {"id": new_id(), "created_at": utc_now(), "organization_id": organization_id}
     content |= {"before": _settled(deed.before), "after": _settled(deed.after)}
     at_once = session.get_bind().dialect.name == "postgresql"
@@ -179,7 +179,7 @@ _AT_ONCE = Statement(
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class RecordChange:
     """A record that a transaction made (no `before`), changed, or deleted (no `after`)."""
 
     record: SQLModel
@@ -189,14 +189,14 @@ class Change:
 
 def snapshot(record: SQLModel) -> dict[str, Any]:
     """A row as JSON, camelCase, without secrets; columns that are not loaded are left out."""
-    return _told(type(record), _loaded(record))
+    return _serialize(type(record), _loaded(record))
 
 
 # In a session's `info`. Listeners of a single session would cost more than all that they see.
 _TRAIL = "trail"
 
 
-class Trail:
+class ChangeTracker:
     """Which records a session's transaction makes, changes and deletes; begin it before the first change.
 
     Statements of the session show as well, for the rows of which it holds records.
@@ -207,18 +207,20 @@ class Trail:
         self._made: set[int] = set()
         session.info[_TRAIL] = self
 
-    def made(self, record: SQLModel) -> None:
+    def add(self, record: SQLModel) -> None:
         """Notes a record that was inserted past the session."""
         self._begun[id(record)] = (record, None)
         self._made.add(id(record))
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[RecordChange]:
         """In the order in which they began; ask after the last flush and before the commit.
 
         A record of which only what is not told has changed, such as a secret, is among them.
         """
         return [
-            Change(record, before and _told(type(record), before), after and _told(type(record), after))
+            RecordChange(
+                record, before and _serialize(type(record), before), after and _serialize(type(record), after)
+            )
             for record, before in self._begun.values()
             if _differ(before, after := self._present(record))
         ]
@@ -288,7 +290,7 @@ def _differ(before: _Values | None, after: _Values | None) -> bool:
     return any(before.get(name) != after.get(name) for name in before.keys() | after.keys() if name != _NOISE)
 
 
-def _told(model: type[SQLModel], values: _Values) -> dict[str, Any]:
+def _serialize(model: type[SQLModel], values: _Values) -> dict[str, Any]:
     disclose = getattr(model, "disclose", None)
     if disclose is not None:
         values = disclose(values)

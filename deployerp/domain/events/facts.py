@@ -14,7 +14,7 @@ class Facts(BaseModel):
 
     id: UUID
 
-    def told(self) -> dict[str, Any]:
+    def serialize(self) -> dict[str, Any]:
         """As JSON has it."""
         return self.model_dump(mode="json", by_alias=True)
 

@@ -42,7 +42,7 @@ async def write_events(session: AsyncSession, facts: Sequence[tuple[str, Subject
     # Always in the same order: each organization's row is locked until the end of the transaction.
     for organization_id in sorted(by_organization):
         events = await _write(session, organization_id, by_organization[organization_id])
-        endpoints = await _listening(session, organization_id)
+        endpoints = await _find_endpoints(session, organization_id)
         wanted = [
             (event, endpoint) for event in events for endpoint in endpoints if endpoint.wants(event.type)
         ]
@@ -79,7 +79,7 @@ async def _write(
             type=event_type,
             resource_type=event_type.partition(".")[0],
             resource_id=subject.id,
-            data=EVENT_TYPES[event_type].told_of(subject),
+            data=EVENT_TYPES[event_type].describe(subject),
         )
         for sequence, (event_type, subject) in enumerate(facts, first)
     ]
@@ -111,7 +111,7 @@ async def _take_sequences(session: AsyncSession, organization_id: UUID, count: i
     return last - count + 1
 
 
-async def _listening(session: AsyncSession, organization_id: UUID) -> Sequence[WebhookEndpoint]:
+async def _find_endpoints(session: AsyncSession, organization_id: UUID) -> Sequence[WebhookEndpoint]:
     found = await session.scalars(
         select(WebhookEndpoint).where(
             col(WebhookEndpoint.organization_id) == organization_id,

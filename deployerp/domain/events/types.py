@@ -84,11 +84,11 @@ class EventType:
     @property
     def example(self) -> dict[str, Any]:
         """A message."""
-        return {"type": self.name, "timestamp": "2026-11-21T12:00:00Z", "data": self.sample.told()}
+        return {"type": self.name, "timestamp": "2026-11-21T12:00:00Z", "data": self.sample.serialize()}
 
-    def told_of(self, resource: object) -> dict[str, Any]:
+    def describe(self, resource: object) -> dict[str, Any]:
         """What an event of this type tells of a record."""
-        return self.facts.model_validate(resource).told()
+        return self.facts.model_validate(resource).serialize()
 
 
 _BACKUP = BackupFacts(
@@ -113,7 +113,7 @@ _STALLED = OperationFacts(
 _ANNOUNCED = "Announced: sent as soon as there are backups."
 
 
-def _failed(sample: Facts, message: str) -> Facts:
+def _failure_sample(sample: Facts, message: str) -> Facts:
     return sample.model_copy(update={"status": FAILED, "status_message": message})
 
 
@@ -129,7 +129,7 @@ def lifecycle_event_types(table: type[Stateful]) -> Iterator[EventType]:
         yield EventType(
             table.lifecycle.failure_event(action),
             f"`{action.name}` of the {resource_type} has failed or was cancelled: `statusMessage` says why.",
-            _failed(sample, "The machine does not answer."),
+            _failure_sample(sample, "The machine does not answer."),
         )
 
 
@@ -144,7 +144,9 @@ _ROWS = (
     EventType(
         "backup.failed",
         f"The backup could not be made: `statusMessage` says why. {_ANNOUNCED}",
-        _failed(_BACKUP, "The object storage does not answer.").model_copy(update={"size_bytes": None}),
+        _failure_sample(_BACKUP, "The object storage does not answer.").model_copy(
+            update={"size_bytes": None}
+        ),
         announced=True,
     ),
     EventType(

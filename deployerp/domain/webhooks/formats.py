@@ -21,7 +21,7 @@ _LARGEST_BODY = 20_000
 _LONGEST_TEXT = 590
 
 
-def _said() -> dict[str, str]:
+def _phrases() -> dict[str, str]:
     """What has happened, in words, by the type of the event."""
     said = {
         "backup.completed": "was completed",
@@ -38,7 +38,7 @@ def _said() -> dict[str, str]:
     return said
 
 
-_SAID = _said()
+_SAID = _phrases()
 # What else is told, and how it is called. What others have written comes last: it may be long.
 _FACTS = {
     "status": "Status",

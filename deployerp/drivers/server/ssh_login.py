@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import asyncssh
 
-from deployerp.core.errors import HostAuthenticationFailed, HostKeyMismatch, HostUnreachable, WorldError
+from deployerp.core.errors import HostAuthenticationFailed, HostKeyMismatch, HostUnreachable, UpstreamError
 from deployerp.drivers.reasons import reason_of
 
 _KEEPALIVE_SECONDS = 4
@@ -204,7 +204,7 @@ async def _authenticate(
         raise _login_error(target, error) from error
 
 
-def _login_error(target: HostTarget, error: Exception) -> WorldError:
+def _login_error(target: HostTarget, error: Exception) -> UpstreamError:
     # A machine without any key of the pinned kind cannot be ours either.
     wrong_kind = isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in str(error).lower()
     if wrong_kind or isinstance(error, asyncssh.HostKeyNotVerifiable):

@@ -13,13 +13,13 @@ from sqlalchemy import select
 from sqlmodel import col
 
 from deployerp.api.access import rate_limits
-from deployerp.api.access.rate_limits import Limiter, Standing
+from deployerp.api.access.rate_limits import Limiter, RateLimitStatus
 from deployerp.database.sessions import SessionFactory, open_database, session_factory
 from deployerp.domain.organizations import Organization
 from deployerp.domain.plans import HOUR, MINUTE, PLAN_LIMITS, Limits
 from deployerp.domain.rate_windows import (
     RateWindow,
-    Spending,
+    WindowUsage,
     forget_ended,
     lock_windows,
     open_connections,
@@ -108,7 +108,7 @@ async def admitted(limiter: Limiter, times: int, limits: Limits, subject: str = 
     return sum(standing.admitted for standing in standings if standing)
 
 
-async def standing_of(limiter: Limiter, limits: Limits) -> Standing:
+async def standing_of(limiter: Limiter, limits: Limits) -> RateLimitStatus:
     standing = await limiter.admit("one", limits)
     assert standing is not None
     return standing
@@ -335,9 +335,9 @@ async def test_windows_that_another_process_has_changed_are_not_replaced(
     postgres_url: str, sessions: SessionFactory, clock: Clock
 ) -> None:
     await admitted(Limiter(sessions, clock=clock), 1, Limits(5, 50))
-    kept = {MINUTE: Spending(NOON, 1), HOUR: Spending(NOON, 1)}
-    wanted = {MINUTE: Spending(NOON, 3), HOUR: Spending(NOON, 3)}
-    before, earlier = Spending(NOON, 0), Spending(NOON - timedelta(microseconds=1), 1)
+    kept = {MINUTE: WindowUsage(NOON, 1), HOUR: WindowUsage(NOON, 1)}
+    wanted = {MINUTE: WindowUsage(NOON, 3), HOUR: WindowUsage(NOON, 3)}
+    before, earlier = WindowUsage(NOON, 0), WindowUsage(NOON - timedelta(microseconds=1), 1)
     connections = open_connections(postgres_url)
     for known in ({MINUTE: before}, {HOUR: before}, {MINUTE: earlier}, {HOUR: earlier}):
         assert not await replace_windows(connections, "one", kept | known, wanted)
@@ -347,7 +347,7 @@ async def test_windows_that_another_process_has_changed_are_not_replaced(
     assert await spent(sessions) == {MINUTE: 3, HOUR: 3}
     # One who waits for the lock sees what was written by then.
     taken = await asyncio.gather(
-        *(replace_windows(connections, "one", wanted, {**wanted, HOUR: Spending(NOON, n)}) for n in (4, 5))
+        *(replace_windows(connections, "one", wanted, {**wanted, HOUR: WindowUsage(NOON, n)}) for n in (4, 5))
     )
     assert sorted(taken) == [False, True]
     await connections.close()

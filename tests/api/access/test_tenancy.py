@@ -151,7 +151,7 @@ class Everybody(UUID):
 @pytest.fixture
 def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither statements nor endpoints hold a caller to their organization any more."""
-    conditions, admitted = Listing._conditions, gate._admitted
+    conditions, admitted = Listing._conditions, gate._admit
     # It asks for the organization, and for nothing of it.
     anything = bindparam("organization_id", type_=Uuid()).is_not(None)
 

@@ -17,7 +17,7 @@ from sqlalchemy import func, select, update
 from structlog.testing import capture_logs
 
 from deployerp.api.access.callers import Caller
-from deployerp.api.contract.idempotency import Keyed
+from deployerp.api.contract.idempotency import IdempotentRequest
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
@@ -332,7 +332,7 @@ async def test_a_request_that_is_being_carried_out_is_told(client: Client, sessi
     key_id = UUID((await client.data("GET", "/v1/me"))["id"])
     caller = Caller(client.organization_id, "api_key", key_id, "", frozenset(), Limits(None, None))
     async with sessions() as session, session.begin():
-        await Keyed(caller, "key", "fingerprint").replay(session, Vault.__new__(Vault))
+        await IdempotentRequest(caller, "key", "fingerprint").replay(session, Vault.__new__(Vault))
         answer = await keyed(client, "POST", "/v1/providers", PROVIDER)
         assert (answer.status_code, answer.json()["error"]["code"]) == (409, "idempotency_in_progress")
         assert answer.headers["Retry-After"] == "1"

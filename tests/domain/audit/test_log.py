@@ -22,7 +22,7 @@ from deployerp.database.sessions import (
     tenant_transaction,
 )
 from deployerp.domain.audit import verification
-from deployerp.domain.audit.log import GENESIS, Deed, append, chained, digest_of
+from deployerp.domain.audit.log import GENESIS, AuditRecord, append, chained, digest_of
 from deployerp.domain.audit.verification import Broken, Verified, verify
 from deployerp.domain.organizations import Organization
 
@@ -41,8 +41,8 @@ async def new_organization(sessions: SessionFactory) -> UUID:
     return organization.id
 
 
-def deed(**more: Any) -> Deed:
-    return Deed(
+def deed(**more: Any) -> AuditRecord:
+    return AuditRecord(
         **{
             "actor_type": "api_key",
             "actor_id": new_id(),
@@ -59,7 +59,7 @@ def deed(**more: Any) -> Deed:
     )
 
 
-async def add(sessions: SessionFactory, organization_id: UUID, *deeds: Deed) -> list[int]:
+async def add(sessions: SessionFactory, organization_id: UUID, *deeds: AuditRecord) -> list[int]:
     sequences = []
     for each in deeds:
         async with tenant_transaction(sessions, organization_id) as session:
@@ -103,8 +103,8 @@ async def test_an_entry_tells_what_was_done_and_follows_the_one_before(
     assert await add(sessions, organization_id, *given) == [1, 2]
     first, second = await entries(sessions, organization_id)
     for row, told in zip((first, second), given, strict=True):
-        assert {name: getattr(row, name) for name in Deed.__slots__} == {
-            name: getattr(told, name) for name in Deed.__slots__
+        assert {name: getattr(row, name) for name in AuditRecord.__slots__} == {
+            name: getattr(told, name) for name in AuditRecord.__slots__
         }
     assert (first.previous_hash, second.previous_hash) == (GENESIS, first.hash)
     assert second.hash == chained(first.hash, 2, digest_of(second._asdict()))

@@ -15,7 +15,7 @@ from deployerp.database.base import metadata
 from deployerp.database.sessions import SessionFactory
 from deployerp.database.statements import put
 from deployerp.domain.api_keys import ApiKey, new_api_key
-from deployerp.domain.audit.log import Trail, snapshot
+from deployerp.domain.audit.log import ChangeTracker, snapshot
 from deployerp.domain.events.event import Event
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
@@ -44,7 +44,7 @@ async def key(sessions: SessionFactory, organization: Organization) -> ApiKey:
     return made
 
 
-async def told(session: AsyncSession, trail: Trail) -> list[tuple[type[SQLModel], object, object]]:
+async def told(session: AsyncSession, trail: ChangeTracker) -> list[tuple[type[SQLModel], object, object]]:
     await session.flush()
     return [(type(change.record), change.before, change.after) for change in trail.changes()]
 
@@ -87,13 +87,13 @@ def test_no_column_with_a_secret_is_told() -> None:
 
 
 async def test_what_is_only_read_is_no_change(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     (await session.scalars(select(ApiKey))).all()
     assert await told(session, trail) == []
 
 
 async def test_what_is_made_has_no_before(session: AsyncSession, organization: Organization) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     key, _ = new_api_key(organization.id, "second", "write")
     session.add(key)
     assert await told(session, trail) == [(ApiKey, None, snapshot(key))]
@@ -102,16 +102,16 @@ async def test_what_is_made_has_no_before(session: AsyncSession, organization: O
 async def test_what_is_put_past_the_session_shows_once_it_is_noted(
     session: AsyncSession, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     key, _ = new_api_key(organization.id, "second", "write")
     await put(session, key)
     assert await told(session, trail) == []
-    trail.made(key)
+    trail.add(key)
     assert await told(session, trail) == [(ApiKey, None, snapshot(key))]
 
 
 async def test_what_is_changed_has_both(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     found = await session.get_one(ApiKey, key.id)
     found.name = "renamed"
     before = snapshot(key)
@@ -119,7 +119,7 @@ async def test_what_is_changed_has_both(session: AsyncSession, key: ApiKey) -> N
 
 
 async def test_what_is_deleted_has_no_after(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     await session.delete(await session.get_one(ApiKey, key.id))
     assert await told(session, trail) == [(ApiKey, snapshot(key), None)]
 
@@ -127,7 +127,7 @@ async def test_what_is_deleted_has_no_after(session: AsyncSession, key: ApiKey) 
 async def test_several_flushes_are_one_change(
     session: AsyncSession, key: ApiKey, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     made, _ = new_api_key(organization.id, "second", "write")
     session.add(made)
     found = await session.get_one(ApiKey, key.id)
@@ -143,7 +143,7 @@ async def test_several_flushes_are_one_change(
 async def test_what_is_made_and_deleted_or_changed_back_is_no_change(
     session: AsyncSession, key: ApiKey, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     made, _ = new_api_key(organization.id, "second", "write")
     session.add(made)
     found = await session.get_one(ApiKey, key.id)
@@ -160,13 +160,13 @@ async def test_a_changed_secret_is_a_change_that_does_not_tell_it(
     provider = Provider(organization_id=organization.id, name="one", kind="docker", sealed_credentials="old")
     session.add(provider)
     await session.flush()
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     provider.sealed_credentials = "new"
     assert await told(session, trail) == [(Provider, snapshot(provider), snapshot(provider))]
 
 
 async def test_a_statement_shows_for_the_records_at_hand(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     found = await session.get_one(ApiKey, key.id)
     await session.execute(update(ApiKey).where(col(ApiKey.id) == key.id).values(level="admin"))
     await session.refresh(found)
@@ -175,7 +175,7 @@ async def test_a_statement_shows_for_the_records_at_hand(session: AsyncSession, 
 
 
 async def test_a_statement_that_finds_nothing_is_no_change(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     _found = await session.get_one(ApiKey, key.id)
     moved = update(ApiKey).where(col(ApiKey.id) == key.id, col(ApiKey.level) == "admin").values(name="two")
     await session.execute(moved)
@@ -183,7 +183,7 @@ async def test_a_statement_that_finds_nothing_is_no_change(session: AsyncSession
 
 
 async def test_a_statement_that_deletes_shows(session: AsyncSession, key: ApiKey) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     _found = await session.get_one(ApiKey, key.id)
     await session.execute(delete(ApiKey).where(col(ApiKey.id) == key.id))
     assert await told(session, trail) == [(ApiKey, snapshot(key), None)]
@@ -192,7 +192,7 @@ async def test_a_statement_that_deletes_shows(session: AsyncSession, key: ApiKey
 async def test_a_statement_of_another_table_does_not_show(
     session: AsyncSession, key: ApiKey, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     _found = await session.get_one(ApiKey, key.id)
     await session.execute(update(Organization).values(event_sequence=3))
     assert await told(session, trail) == []
@@ -201,7 +201,7 @@ async def test_a_statement_of_another_table_does_not_show(
 async def test_what_a_savepoint_takes_back_is_no_change(
     session: AsyncSession, key: ApiKey, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     double, _ = new_api_key(organization.id, "second", "write")
     double.key_id = key.key_id
 
@@ -227,7 +227,7 @@ async def test_documents_are_compared_by_what_they_hold(
     )
     session.add(event)
     await session.flush()
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     event.data = {"names": ["one"]}
     assert await told(session, trail) == []
     event.data = {"names": ["two"]}
@@ -238,17 +238,17 @@ async def test_documents_are_compared_by_what_they_hold(
 async def test_trails_of_two_sessions_are_apart(
     sessions: SessionFactory, session: AsyncSession, organization: Organization
 ) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     # SQLite has one writer: the other session only says what it would write.
     other = sessions()
-    Trail(other)
+    ChangeTracker(other)
     other.add(new_api_key(organization.id, "second", "write")[0])
     assert await told(session, trail) == []
     await other.close()
 
 
 async def test_rows_without_records_do_not_show(session: AsyncSession, organization: Organization) -> None:
-    trail = Trail(session)
+    trail = ChangeTracker(session)
     key, _ = new_api_key(organization.id, "second", "write")
     await session.execute(insert(ApiKey), [key.model_dump()])
     assert await told(session, trail) == []

@@ -100,7 +100,7 @@ def test_what_is_told_is_what_the_record_has(name: str, model: type) -> None:
     sample = EVENT_TYPES[name].sample
     secrets = {"url": "https://example.com/hunter2", "sealed_secret": "hunter2"}
     record = model(**secrets | sample.model_dump())
-    told = EVENT_TYPES[name].told_of(record)
+    told = EVENT_TYPES[name].describe(record)
     assert told == EVENT_TYPES[name].example["data"]
     assert "hunter2" not in str(told)
 

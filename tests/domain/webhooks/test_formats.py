@@ -149,7 +149,7 @@ def test_a_chat_gets_a_sentence_and_the_facts(format: str) -> None:
 def test_every_type_of_event_has_its_words(format: str) -> None:
     said = set()
     for name, kind in EVENT_TYPES.items():
-        sentence, *_ = shown(format, event(name, **kind.sample.told()))
+        sentence, *_ = shown(format, event(name, **kind.sample.serialize()))
         assert "has news" not in sentence, f"webhook_formats.py: say what {name} means"
         assert name.partition(".")[0].replace("_", " ").capitalize() in sentence
         said.add(sentence)
