@@ -17,13 +17,25 @@ async def test_one_workflow_sweeps_for_all_workers_that_come_and_go(settings: Se
     unreached = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
     async with open_api(unreached, settled=False) as http:
         offline = Fleet(await new_client(http, unreached), fleet.records)
+        provider_id = await connect_nowhere(offline)
         for worker in ("first", "second"):
             async with open_worker(fast):
-                await until_begun(offline, await offline.begin_server(worker))
+                await until_begun(offline, await offline.begin_server(worker, provider_id))
     temporal = await Temporal.open(settings)
     swept = [each async for each in temporal.client.list_workflows(_of_sweeps(settings))]
     assert [each.id for each in swept] == [f"{settings.temporal_task_queue}-sweep"]
     assert await events_of(temporal, swept[0]) < 40
+
+
+async def connect_nowhere(fleet: Fleet) -> str:
+    """A provider whose cloud does not answer: no machine is left behind."""
+    nowhere = {"auth_url": f"http://127.0.0.1:{free_port()}", "username": "u", "password": "p"}
+    provider = {
+        "name": "nowhere",
+        "kind": "openstack",
+        "credentials": nowhere | {"project": "p", "region": "r"},
+    }
+    return (await fleet.client.data("POST", "/v1/providers", provider, 201))["id"]
 
 
 async def until_begun(fleet: Fleet, begun: dict) -> None:
