@@ -220,7 +220,7 @@ async def test_a_deletion_by_force_takes_the_place_of_operations_on_instances(fl
     assert (closed["state"], closed["errorCode"]) == ("cancelled", "superseded")
     with pytest.raises(OperationClosed):
         await fleet.records.begin_step(restart.operation_id, "start_odoo")
-    assert await statuses(fleet) == {"shop": "failed"}
+    assert await statuses(fleet) == {"shop": "deleting"}
     await fleet.end(deletion)
     assert await statuses(fleet) == {}
 
