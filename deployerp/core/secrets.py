@@ -40,7 +40,7 @@ class Vault:
             ) from None
 
     def reseal(self, sealed: str) -> Sealed | None:
-        """The same text sealed with the first key; None where it already is. Raises `VaultClosed`."""
+        """The same text sealed with the first key; None where it already is. Raises `DecryptionFailed`."""
         try:
             self._first.decrypt(sealed.encode())
         except InvalidToken:

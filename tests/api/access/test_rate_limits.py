@@ -134,8 +134,8 @@ async def test_two_processes_together_admit_exactly_the_limit(
 PROCESS = """
 import asyncio, sys
 from datetime import datetime
-from deployerp.api.rate_limits import Limiter
-from deployerp.domain.database import open_database, session_factory
+from deployerp.api.access.rate_limits import Limiter
+from deployerp.database.sessions import open_database, session_factory
 from deployerp.domain.plans import PLAN_LIMITS
 from deployerp.domain.rate_windows import open_connections
 

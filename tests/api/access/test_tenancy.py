@@ -170,7 +170,7 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_query", "count"):
         monkeypatch.setattr(Listing, name, getattr(Listing, name).__wrapped__)
     monkeypatch.setattr(Listing, "one", property(Listing.one.func))
-    monkeypatch.setattr(gate, "_admitted", as_everybody)
+    monkeypatch.setattr(gate, "_admit", as_everybody)
 
 
 @pytest.fixture

@@ -379,18 +379,18 @@ DYING = """
 import os, signal, sys
 import uvicorn
 from deployerp.api.app import create_app
-from deployerp.api.callers import Caller
-from deployerp.api.idempotency import Keyed
-from deployerp.domain import logs
-from deployerp.domain.settings import Settings
-from deployerp.domain.webhook_endpoints import WebhookEndpoint
+from deployerp.api.access.callers import Caller
+from deployerp.api.contract.idempotency import IdempotentRequest
+from deployerp.core import logging
+from deployerp.core.settings import Settings
+from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 if sys.argv[1] == "before":
-    Keyed.keep = die
-logs.configure("INFO")
+    IdempotentRequest.keep = die
+logging.configure("INFO")
 settings = Settings()
 app = create_app(settings)
 

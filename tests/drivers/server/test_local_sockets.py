@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PROCESS = """
-from deployerp.drivers.local_sockets import socket_folder
+from deployerp.drivers.server.local_sockets import socket_folder
 print(socket_folder(), flush=True)
 input()
 """
