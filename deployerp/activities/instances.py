@@ -4,8 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import aiohttp
+from sqlalchemy import select
+from sqlmodel import col
 from temporalio import activity
 
 from deployerp.activities.records import Records
@@ -14,7 +17,6 @@ from deployerp.activities.steps.crashes import Watch, program
 from deployerp.activities.steps.disks import naming_full_disks
 from deployerp.activities.steps.hosts import Hosts
 from deployerp.activities.steps.instance_parts import (
-    Images,
     Parts,
     containers_of,
     instance_labels,
@@ -24,21 +26,23 @@ from deployerp.activities.steps.instance_parts import (
 from deployerp.activities.steps.interceptor import tell
 from deployerp.activities.steps.ports import naming_holders
 from deployerp.activities.steps.prepared_databases import SUPERUSER, run_sql, start_postgres
-from deployerp.activities.steps.recorded_images import (
+from deployerp.activities.steps.release_images import (
+    RecordedImage,
+    RecordedImages,
     bring_images,
     check_major,
-    chosen_images,
     recorded_images,
     references,
 )
 from deployerp.activities.steps.routes import route_of, scheme_of, url_of
 from deployerp.activities.steps.waiting import until_it_answers
-from deployerp.core.errors import NodeGone, NotHealthy
+from deployerp.core.errors import ImageUnavailable, NodeGone, NotHealthy
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.core.uninterrupted import uninterrupted
 from deployerp.domain.instances import Instance, open_env_vars
 from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.releases import Release, active_release
 from deployerp.domain.servers import Server
 from deployerp.drivers import caddy
 from deployerp.drivers.engine.containers import ContainerSpec
@@ -56,6 +60,7 @@ class Site:
     """An instance on its server, connected."""
 
     instance: Instance
+    release: Release
     server: Server
     host: Host
     engine: Engine
@@ -77,15 +82,15 @@ class InstanceActivities:
 
         Raises `ImageUnavailable`, `ImageRefused`.
         """
-        async with self._site(order) as site:
-            instance, engine = site.instance, site.engine
-            recorded = recorded_images(instance) if instance.deployed_at else None
-            wanted = recorded or await chosen_images(engine, instance, self._set_images(instance))
-            images = await bring_images(site.host, wanted)
+        async with self._host(order) as (instance, release, _, host):
+            recorded = recorded_images(release) if instance.deployed_at else None
+            wanted = recorded or self._set_images(instance)
+            images = await bring_images(host, wanted)
             if images.postgres != wanted.postgres:
-                await check_major(engine, parts_of(instance, await references(engine, images)))
+                engine = await host.engine()
+                await check_major(engine, parts_of(instance, release, await references(engine, images)))
             if images != recorded:
-                await self._records.note(order, instance, **images.columns())
+                await self._records.note(order, release, **images.columns())
         tell("They are there")
 
     @activity.defn
@@ -161,7 +166,7 @@ class InstanceActivities:
     async def create_route(self, order: OperationOrder) -> None:
         async with self._site(order) as site, self._proxy(site.host) as proxy:
             await site.engine.connect_network(caddy.NAME, site.parts.network)
-            await proxy.ensure_route(route_of(site.instance))
+            await proxy.ensure_route(route_of(site.instance, site.release))
 
     @activity.defn
     async def check_login(self, order: OperationOrder) -> None:
@@ -187,9 +192,10 @@ class InstanceActivities:
     @activity.defn
     async def stop_containers(self, order: OperationOrder) -> None:
         """Stops Odoo, then its PostgreSQL."""
-        async with self._site(order) as site:
-            for container in containers_of(site.instance):
-                await site.engine.stop_container(container)
+        async with self._host(order) as (_, release, _, host):
+            engine = await host.engine()
+            for container in containers_of(release):
+                await engine.stop_container(container)
 
     @activity.defn
     async def remove_instance(self, order: OperationOrder) -> None:
@@ -216,11 +222,11 @@ class InstanceActivities:
     async def observe_instance(self, order: OperationOrder) -> str | None:
         """The status in which the containers are now. Raises the errors of `Hosts` and `Engine`."""
         try:
-            async with self._site(order) as site:
-                found = await site.engine.find_containers(site.parts.labels)
+            async with self._host(order) as (instance, release, _, host):
+                found = await (await host.engine()).find_containers(instance_labels(instance.id))
         except NodeGone:
             return "failed"
-        return status_of_containers(site.instance, found)
+        return status_of_containers(release, found)
 
     def _watch(self, site: Site) -> Watch:
         return Watch(site.host, site.engine, site.parts, self._secrets(site.instance))
@@ -250,20 +256,32 @@ class InstanceActivities:
 
     @asynccontextmanager
     async def _site(self, order: OperationOrder) -> AsyncIterator[Site]:
-        instance = await self._records.get(Instance, order.resource_id)
-        server = await self._records.get(Server, instance.server_id)
-        async with self._hosts.open(server) as host, naming_full_disks(host):
-            engine = await host.engine()
-            images = recorded_images(instance)
+        async with self._host(order) as (instance, release, server, host):
+            images = recorded_images(release)
             if images is None:
-                images = await chosen_images(engine, instance, self._set_images(instance))
-            parts = parts_of(instance, await references(engine, images))
-            yield Site(instance, server, host, engine, parts)
+                raise ImageUnavailable("The instance has no images yet: retry its deploy.")
+            engine = await host.engine()
+            parts = parts_of(instance, release, await references(engine, images))
+            yield Site(instance, release, server, host, engine, parts)
 
-    def _set_images(self, instance: Instance) -> Images:
-        return Images(
-            postgres=self._settings.postgres_image,
-            odoo=self._settings.odoo_image_for(instance.odoo_version),
+    @asynccontextmanager
+    async def _host(self, order: OperationOrder) -> AsyncIterator[tuple[Instance, Release, Server, Host]]:
+        """The instance, its active release, and its server, connected."""
+        query = (
+            select(Instance, Release, Server)
+            .join(Release, active_release(col(Instance.id)))
+            .join(Server, col(Server.id) == col(Instance.server_id))
+            .where(col(Instance.id) == UUID(order.resource_id))
+        )
+        [(instance, release, server)] = await self._records.rows(query)
+        async with self._hosts.open(server) as host, naming_full_disks(host):
+            yield instance, release, server, host
+
+    def _set_images(self, instance: Instance) -> RecordedImages:
+        """What the settings say at the first deploy."""
+        return RecordedImages(
+            RecordedImage(self._settings.postgres_image),
+            RecordedImage(self._settings.odoo_image_for(instance.odoo_version)),
         )
 
     @asynccontextmanager

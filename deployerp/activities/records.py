@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 from uuid import UUID
 
-from sqlalchemy import Select, exists, func, select, update
+from sqlalchemy import Row, Select, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
@@ -53,6 +53,7 @@ class ChildProgress:
 
 
 Model = TypeVar("Model", bound=Record)
+Columns = TypeVarTuple("Columns")
 Included = TypeVar("Included", bound=Stateful)
 # A running step renews its row every few seconds. One that has not for this long is over: its worker is dead,
 # and the longest call to a cloud that it can have left behind (60 s) has returned or timed out.
@@ -108,6 +109,11 @@ class Records:
         async with self._sessions() as session:
             return (await session.scalars(query)).all()
 
+    async def rows(self, query: Select[*Columns]) -> Sequence[Row[*Columns]]:
+        """What a query of several entities or columns finds."""
+        async with self._sessions() as session:
+            return (await session.execute(query)).all()
+
     async def included(self, order: OperationOrder, table: type[Included]) -> Sequence[Included]:
         """The resources of a table that an operation holds beside its own."""
         async with self._sessions() as session:
@@ -158,15 +164,18 @@ class Records:
                 total=len(known) + len(waiting),
             )
 
-    async def note(self, order: OperationOrder, resource: Stateful, **facts: object) -> None:
-        """Writes facts about a resource that a step of `order` has found out. Raises `OperationClosed`."""
-        model = type(resource)
+    async def note(self, order: OperationOrder, record: Record, **facts: object) -> None:
+        """Writes facts about a resource, or what belongs to it, that a step of `order` has found out.
+
+        Raises `OperationClosed`.
+        """
+        model = type(record)
         async with self._sessions() as session, session.begin():
             # The resource is locked first, as requests do; the other order would make deadlocks.
-            await session.execute(update(model).where(col(model.id) == resource.id).values(**facts))
+            await session.execute(update(model).where(col(model.id) == record.id).values(**facts))
             await _require_open(session, order.operation_id)
         for name, fact in facts.items():
-            setattr(resource, name, fact)
+            setattr(record, name, fact)
 
     async def begin_step(self, operation_id: str, name: str) -> int:
         """Records that a step runs, and says which attempt it is; its place and its start stay as they are.

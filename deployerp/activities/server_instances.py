@@ -18,6 +18,7 @@ from deployerp.activities.steps.waiting import rest
 from deployerp.core.errors import DeployError, OperationClosed
 from deployerp.domain.instances import INSTANCE, Instance
 from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.releases import Release
 from deployerp.domain.servers import Server
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.temporal import Temporal
@@ -44,8 +45,8 @@ class ServerInstanceActivities:
         Where the machine does not answer they stop with it.
         """
 
-        async def stop(engine: Engine, instance: Instance) -> None:
-            for container in containers_of(instance):
+        async def stop(engine: Engine, release: Release) -> None:
+            for container in containers_of(release):
                 await engine.stop_container(container)
 
         await self._with_each(order, stop, "stopped")
@@ -54,8 +55,8 @@ class ServerInstanceActivities:
     async def start_stopped_instances(self, order: OperationOrder) -> None:
         """Starts again what `stop_instances` has stopped, where the machine still answers."""
 
-        async def start(engine: Engine, instance: Instance) -> None:
-            for container in reversed(containers_of(instance)):
+        async def start(engine: Engine, release: Release) -> None:
+            for container in reversed(containers_of(release)):
                 await engine.start_container(container)
 
         await self._with_each(order, start, "started again")
@@ -79,25 +80,27 @@ class ServerInstanceActivities:
             await rest(_LOOK_SECONDS)
 
     async def _with_each(
-        self, order: OperationOrder, work: Callable[[Engine, Instance], Awaitable[None]], done: str
+        self, order: OperationOrder, work: Callable[[Engine, Release], Awaitable[None]], done: str
     ) -> None:
         """Does `work` with each instance that the operation is stopping, and tells how that went."""
         stopping = INSTANCE.actions["stop"].transitional
         instances = [
-            each for each in await self._records.included(order, Instance) if each.status == stopping
+            each.id for each in await self._records.included(order, Instance) if each.status == stopping
         ]
         if not instances:
             tell("No instance runs")
             return
+        active = col(Release.instance_id).in_(instances) & col(Release.is_active)
+        releases = await self._records.find(select(Release).where(active))
         places = asyncio.Semaphore(_AT_ONCE)
 
-        async def take(engine: Engine, instance: Instance) -> None:
+        async def take(engine: Engine, release: Release) -> None:
             async with places:
-                await work(engine, instance)
+                await work(engine, release)
 
         try:
             async with asyncio.timeout(_STOP_SECONDS), self._engine(order) as engine:
-                taken = (take(engine, instance) for instance in instances)
+                taken = (take(engine, release) for release in releases)
                 # One that fails does not keep the others from their turn.
                 failures = [each for each in await asyncio.gather(*taken, return_exceptions=True) if each]
                 if failures:

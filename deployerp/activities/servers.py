@@ -235,8 +235,8 @@ class ServerActivities:
                 await caddy.ensure_caddy(await host.engine(), caddy.container_spec(image))
             async with caddy.Caddy(await host.forward_socket(caddy.ADMIN_SOCKET)) as proxy:
                 await until_it_answers(proxy.check_ready, seconds=_ENGINE_SECONDS)
-                instances = await self._records.find(routed_instances(server))
-                await proxy.set_routes([route_of(instance) for instance in instances])
+                routed = await self._records.rows(routed_instances(server))
+                await proxy.set_routes([route_of(instance, release) for instance, release in routed])
 
     @activity.defn
     async def destroy_node(self, order: OperationOrder) -> None:

@@ -25,8 +25,10 @@ from deployerp.core.errors import (
 from deployerp.core.fields import EnvName, EnvValue, Name, Slug, check_hostname
 from deployerp.core.secrets import new_password
 from deployerp.core.settings import Settings
+from deployerp.database.statements import put
 from deployerp.domain.instances import ADMIN_LOGIN, INSTANCE, EnvironmentType, EnvVar, Instance, seal_env_vars
 from deployerp.domain.operations.lifecycles import HEALTHS
+from deployerp.domain.releases import Release
 from deployerp.domain.servers import Server
 
 router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route)
@@ -119,6 +121,7 @@ async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
         f"The host name {instance.hostname} is taken: choose another slug.", details={"field": "slug"}
     )
     operation = await ordering.create(change, instance, taken)
+    await put(change.session, Release(organization_id=instance.organization_id, instance_id=instance.id))
     return await ordering.respond_with_resource(change, operation, InstanceRead, instance)
 
 

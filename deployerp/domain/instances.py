@@ -148,11 +148,6 @@ class Instance(Stateful, table=True):
     sealed_master_password: str
     # Gone once it has been read: only Odoo's own hash is left then.
     sealed_admin_password: str | None = None
-    # What it runs, from its deploy on: the names, and what names exactly these images to an engine.
-    postgres_image: str | None = None
-    postgres_digest: str | None = None
-    odoo_image: str | None = None
-    odoo_digest: str | None = None
     deployed_at: datetime | None = time_field()
 
     @property

@@ -10,6 +10,7 @@ from deployerp.domain import (  # noqa: F401
     providers,
     rate_windows,
     refresh_tokens,
+    releases,
     servers,
     set_password_tokens,
     users,

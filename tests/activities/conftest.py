@@ -4,8 +4,10 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from unittest.mock import AsyncMock
+from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.records import Records
@@ -13,6 +15,7 @@ from deployerp.activities.steps.hosts import Hosts
 from deployerp.activities.steps.instance_parts import Images
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
+from deployerp.domain.releases import Release, active_release
 from deployerp.domain.servers import Server
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.server.host import Host, connect
@@ -59,6 +62,11 @@ class Neighbours(Hosts):
 def steps(records: Records, settings: Settings, host: Host) -> InstanceActivities:
     vault = Vault(settings.encryption_keys)
     return InstanceActivities(records, Neighbours(vault, host), vault, settings)
+
+
+async def release_of(records: Records, instance_id: UUID | str) -> Release:
+    [release] = await records.find(select(Release).where(active_release(UUID(str(instance_id)))))
+    return release
 
 
 @pytest.fixture

@@ -322,5 +322,6 @@ async def test_instances_have_a_route_from_their_deploy_to_their_deletion(
     begun = await fleet.client.data("DELETE", f"/v1/instances/{deleting['id']}")
     await records.claim_operation(await fleet.order(begun["operation"]["id"]))
 
-    routed = await records.find(routed_instances(await records.get(Server, server["id"])))
-    assert {str(each.id) for each in routed} == {running["id"], stopped["id"], deploying["id"]}
+    routed = await records.rows(routed_instances(await records.get(Server, server["id"])))
+    assert all(release.instance_id == instance.id for instance, release in routed)
+    assert {str(instance.id) for instance, _ in routed} == {running["id"], stopped["id"], deploying["id"]}

@@ -15,14 +15,13 @@ from deployerp.activities.steps.instance_parts import containers_of, instance_la
 from deployerp.core.errors import EngineError, HostUnreachable, OperationClosed
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
-from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
 from deployerp.domain.servers import Server
 from deployerp.drivers.engine.containers import ContainerSpec
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.server.host import Host
 from deployerp.drivers.temporal import Temporal
-from tests.activities.conftest import Neighbours, Removal
+from tests.activities.conftest import Neighbours, Removal, release_of
 from tests.conftest import Fleet
 
 Run = Callable[[str], Awaitable[None]]
@@ -61,7 +60,7 @@ def run_containers(engine: Engine, busybox: str, records: Records, remove_afterw
     async def run(id: str) -> None:
         labels = instance_labels(id)
         remove_afterwards(labels)
-        for name in containers_of(await records.get(Instance, id)):
+        for name in containers_of(await release_of(records, id)):
             await engine.ensure_container(
                 ContainerSpec(
                     name=name, image=busybox, labels=labels, command=["sleep", "600"], stop_timeout=0
@@ -285,7 +284,7 @@ async def test_an_instance_that_cannot_be_stopped_does_not_keep_the_others_runni
     shops = [(await fleet.instance(server["id"], slug))["id"] for slug in ("one", "two")]
     for shop in shops:
         await run_containers(shop)
-    first = containers_of(await fleet.records.get(Instance, min(shops)))
+    first = containers_of(await release_of(fleet.records, min(shops)))
     stop = Engine.stop_container
 
     async def refuse_first(self: Engine, name: str, timeout: int | None = None) -> None:

@@ -23,6 +23,7 @@ from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
 from deployerp.domain.rate_windows import RateWindow
 from deployerp.domain.refresh_tokens import RefreshToken
+from deployerp.domain.releases import Release
 from deployerp.domain.servers import Server
 from deployerp.domain.set_password_tokens import SetPasswordToken
 from deployerp.domain.tables import metadata
@@ -96,6 +97,7 @@ def records_of(organization: Organization) -> list[SQLModel]:
         provider,
         server,
         instance,
+        Release(instance_id=instance.id, **own),
         operation,
         OperationHold(
             operation_id=operation.id,

@@ -2,18 +2,19 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from uuid import UUID
 
 from deployerp.domain.instances import Instance
+from deployerp.domain.releases import COLOURS, Release
 from deployerp.drivers.engine.containers import ContainerSpec, ContainerState
 from deployerp.drivers.odoo import odoo as rules
 
 INSTANCE_LABEL = "deployerp.instance"
 PREPARED_LABEL = "deployerp.prepared"
+RELEASE_LABEL = "deployerp.release"
 ROLE_LABEL = "deployerp.role"
 PGDATA = "/var/lib/postgresql/data"
-# Until releases exist, there is one colour.
-COLOUR = "blue"
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,9 @@ class Parts:
     images: Images
     volumes: Volumes
     capacity: rules.Capacity
+    colour: str = COLOURS[0]
+    # Of an instance's release: PostgreSQL and what the volumes keep outlive it.
+    odoo_labels: dict[str, str] = field(default_factory=dict)
 
     @property
     def network(self) -> str:
@@ -50,7 +54,7 @@ class Parts:
 
     @property
     def odoo(self) -> str:
-        return _odoo_name(self.prefix)
+        return _odoo_name(self.prefix, self.colour)
 
     def postgres_spec(self, environment: dict[str, str] | None = None) -> ContainerSpec:
         """`environment` is what the image needs to make a new cluster; a copied one needs nothing."""
@@ -77,7 +81,7 @@ class Parts:
         return ContainerSpec(
             name=self.odoo,
             image=self.images.odoo,
-            labels=self.labels | {ROLE_LABEL: "odoo"},
+            labels=self.labels | self.odoo_labels | {ROLE_LABEL: "odoo"},
             entrypoint=list(rules.ENTRYPOINT),
             command=list(command),
             environment=environment or {},
@@ -94,37 +98,39 @@ def instance_labels(instance_id: object) -> dict[str, str]:
     return {INSTANCE_LABEL: str(instance_id)}
 
 
-def containers_of(instance: Instance) -> tuple[str, str]:
+def containers_of(release: Release) -> tuple[str, str]:
     """The names of Odoo's container and of its PostgreSQL's, in the order in which they are stopped.
 
     The other way round Odoo would see its database vanish.
     """
-    prefix = _prefix_of(instance)
-    return _odoo_name(prefix), _postgres_name(prefix)
+    return odoo_container(release), _postgres_name(_prefix_of(release.instance_id))
 
 
-def status_of_containers(instance: Instance, containers: Sequence[ContainerState]) -> str:
+def status_of_containers(release: Release, containers: Sequence[ContainerState]) -> str:
     """The status of an instance whose containers are seen like this."""
     states = {container.name: container.state for container in containers}
-    both = {states.get(name) for name in containers_of(instance)}
+    both = {states.get(name) for name in containers_of(release)}
     if both == {"running"}:
         return "running"
     return "stopped" if both <= {"exited", "created"} else "failed"
 
 
-def odoo_container(instance: Instance) -> str:
-    """The name of the container that runs the instance's Odoo."""
-    return _odoo_name(_prefix_of(instance))
+def odoo_container(release: Release) -> str:
+    """The name of the container that runs the release's Odoo."""
+    return _odoo_name(_prefix_of(release.instance_id), release.colour)
 
 
-def parts_of(instance: Instance, images: Images) -> Parts:
-    prefix = _prefix_of(instance)
+def parts_of(instance: Instance, release: Release, images: Images) -> Parts:
+    """The parts of an instance; `images` are those of its release by what the engine knows them."""
+    prefix = _prefix_of(instance.id)
     return Parts(
         prefix=prefix,
         labels=instance_labels(instance.id),
         images=images,
         volumes=Volumes(f"{prefix}-pgdata", f"{prefix}-filestore"),
         capacity=rules.CAPACITIES[instance.environment_type],
+        colour=release.colour,
+        odoo_labels={RELEASE_LABEL: str(release.id)},
     )
 
 
@@ -146,12 +152,12 @@ def preparation_of(instance: Instance, images: Images, image_ids: tuple[str, ...
     return parts, f"{prefix}-complete"
 
 
-def _prefix_of(instance: Instance) -> str:
-    return f"deployerp-{instance.id}"
+def _prefix_of(instance_id: UUID) -> str:
+    return f"deployerp-{instance_id}"
 
 
-def _odoo_name(prefix: str) -> str:
-    return f"{prefix}-odoo-{COLOUR}"
+def _odoo_name(prefix: str, colour: str) -> str:
+    return f"{prefix}-odoo-{colour}"
 
 
 def _postgres_name(prefix: str) -> str:

@@ -7,20 +7,22 @@ from deployerp.activities.steps.instance_parts import odoo_container
 from deployerp.core.fields import needs_certificate
 from deployerp.domain.instances import INSTANCE, Instance
 from deployerp.domain.operations.lifecycles import DELETED
+from deployerp.domain.releases import Release, active_release
 from deployerp.domain.servers import Server
 from deployerp.drivers import caddy
 from deployerp.drivers.odoo import odoo
 
 
-def routed_instances(server: Server) -> Select[Instance]:
-    """The instances of a server that have a route, whether they run or not.
+def routed_instances(server: Server) -> Select[Instance, Release]:
+    """The instances of a server that have a route, whether they run or not, and the release it leads to.
 
     One that is being deployed counts: its own step may have made the route already.
     """
     deploying = INSTANCE.actions["deploy"].transitional
     deleting = INSTANCE.actions["delete"].transitional
     return (
-        select(Instance)
+        select(Instance, Release)
+        .join(Release, active_release(col(Instance.id)))
         .where(
             col(Instance.server_id) == server.id,
             col(Instance.deployed_at).is_not(None) | (col(Instance.status) == deploying),
@@ -30,8 +32,8 @@ def routed_instances(server: Server) -> Select[Instance]:
     )
 
 
-def route_of(instance: Instance) -> caddy.Route:
-    container = odoo_container(instance)
+def route_of(instance: Instance, release: Release) -> caddy.Route:
+    container = odoo_container(release)
     workers = odoo.CAPACITIES[instance.environment_type].workers
     return caddy.Route(
         id=str(instance.id),

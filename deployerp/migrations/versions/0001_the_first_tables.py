@@ -34,6 +34,7 @@ _TENANT_MAY = {
     "providers": ("SELECT, INSERT, UPDATE", OWN_ROWS),
     "servers": ("SELECT, INSERT, UPDATE", OWN_ROWS),
     "instances": ("SELECT, INSERT, UPDATE", OWN_ROWS),
+    "releases": ("SELECT, INSERT", OWN_ROWS),
     "operations": ("SELECT, INSERT, UPDATE", OWN_ROWS),
     "operation_holds": ("SELECT, INSERT, UPDATE, DELETE", OWN_ROWS),
     "operation_steps": ("SELECT", "EXISTS (SELECT FROM operations WHERE operations.id = operation_id)"),
@@ -606,10 +607,6 @@ def _create_tables() -> None:
         sa.Column("sealed_database_password", sa.String(), nullable=False),
         sa.Column("sealed_master_password", sa.String(), nullable=False),
         sa.Column("sealed_admin_password", sa.String(), nullable=True),
-        sa.Column("postgres_image", sa.String(), nullable=True),
-        sa.Column("postgres_digest", sa.String(), nullable=True),
-        sa.Column("odoo_image", sa.String(), nullable=True),
-        sa.Column("odoo_digest", sa.String(), nullable=True),
         sa.Column("deployed_at", _TIME, nullable=True),
         sa.Column("deleted_at", _TIME, nullable=True),
         sa.CheckConstraint(
@@ -675,6 +672,31 @@ def _create_tables() -> None:
         sa.UniqueConstraint("delivery_id", "number", name=op.f("uq_webhook_attempts_delivery_id_number")),
     )
 
+    op.create_table(
+        "releases",
+        sa.Column("id", sa.Uuid(), nullable=False),
+        sa.Column("created_at", _TIME, nullable=False),
+        sa.Column("updated_at", _TIME, nullable=False),
+        sa.Column("organization_id", sa.Uuid(), nullable=False),
+        sa.Column("instance_id", sa.Uuid(), nullable=False),
+        sa.Column("colour", sa.String(), nullable=False),
+        sa.Column("is_active", sa.Boolean(), nullable=False),
+        sa.Column("postgres_image", sa.String(), nullable=True),
+        sa.Column("postgres_digest", sa.String(), nullable=True),
+        sa.Column("odoo_image", sa.String(), nullable=True),
+        sa.Column("odoo_digest", sa.String(), nullable=True),
+        sa.CheckConstraint("colour IN ('blue', 'green')", name=op.f("ck_releases_colour")),
+        sa.ForeignKeyConstraint(
+            ["organization_id"], ["organizations.id"], name=op.f("fk_releases_organization_id")
+        ),
+        sa.ForeignKeyConstraint(["instance_id"], ["instances.id"], name=op.f("fk_releases_instance_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_releases")),
+    )
+    op.create_index(op.f("ix_releases_instance_id"), "releases", ["instance_id"], unique=False)
+    op.create_index(
+        "uq_releases_active_instance_id", "releases", ["instance_id"], unique=True, **_where("is_active")
+    )
+
 
 _TABLES = (
     "installations",
@@ -699,4 +721,5 @@ _TABLES = (
     "webhook_deliveries",
     "instances",
     "webhook_attempts",
+    "releases",
 )

@@ -22,7 +22,7 @@ from deployerp.drivers.engine.containers import ContainerSpec, masked
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.odoo import odoo
 from deployerp.drivers.server.host import Host
-from tests.activities.conftest import Removal
+from tests.activities.conftest import Removal, release_of
 from tests.conftest import Fleet
 
 pytestmark = pytest.mark.fault("11")
@@ -157,12 +157,14 @@ async def test_odoo_that_ends_at_once_fails_its_operation_within_seconds(
     remove_afterwards: Removal,
 ) -> None:
     """Its PostgreSQL answers and does not know the role that Odoo signs in as."""
-    parts = parts_of(await records.get(Instance, order.resource_id), images)
+    release = await release_of(records, order.resource_id)
+    parts = parts_of(await records.get(Instance, order.resource_id), release, images)
     remove_afterwards(parts.labels)
     await engine.ensure_network(parts.network, parts.labels)
     await engine.ensure_container(parts.postgres_spec(POSTGRES))
     await engine.start_container(parts.postgres)
     environment = ActivityEnvironment()
+    await environment.run(steps.pull_images, order)
     await environment.run(steps.start_postgres, order)
     await environment.run(steps.start_odoo, order)
     started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The images that an instance runs: chosen from the settings once, and recorded from then on."""
+"""The images of a release: chosen from the settings once, and recorded from then on."""
 
 import re
 from collections.abc import Mapping
@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from deployerp.activities.steps.hosts import bring_image
 from deployerp.activities.steps.instance_parts import (
     PGDATA,
-    PREPARED_LABEL,
-    ROLE_LABEL,
     Images,
     Parts,
-    instance_labels,
 )
 from deployerp.core.errors import ImageRefused
-from deployerp.domain.instances import Instance
+from deployerp.domain.releases import Release
 from deployerp.drivers.engine.containers import ContainerSpec
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.server.host import Host
@@ -36,7 +33,7 @@ class RecordedImages:
     odoo: RecordedImage
 
     def columns(self) -> Mapping[str, str | None]:
-        """The facts of the instance that they are."""
+        """The facts of the release that they are."""
         return {
             "postgres_image": self.postgres.name,
             "postgres_digest": self.postgres.digest,
@@ -45,26 +42,13 @@ class RecordedImages:
         }
 
 
-def recorded_images(instance: Instance) -> RecordedImages | None:
-    """None for an instance that has not been deployed since images are recorded."""
-    if instance.postgres_image is None or instance.odoo_image is None:
+def recorded_images(release: Release) -> RecordedImages | None:
+    """None until the deploy of the release has chosen them."""
+    if release.postgres_image is None or release.odoo_image is None:
         return None
     return RecordedImages(
-        RecordedImage(instance.postgres_image, instance.postgres_digest),
-        RecordedImage(instance.odoo_image, instance.odoo_digest),
-    )
-
-
-async def chosen_images(engine: Engine, instance: Instance, settings: Images) -> RecordedImages:
-    """What the instance's containers are made of; where there is none, what the settings say."""
-    found = {
-        state.labels.get(ROLE_LABEL): RecordedImage(state.image, await engine.image_digest(state.image_id))
-        for state in await engine.find_containers(instance_labels(instance.id))
-        if PREPARED_LABEL not in state.labels
-    }
-    return RecordedImages(
-        found.get("postgres", RecordedImage(settings.postgres)),
-        found.get("odoo", RecordedImage(settings.odoo)),
+        RecordedImage(release.postgres_image, release.postgres_digest),
+        RecordedImage(release.odoo_image, release.odoo_digest),
     )
 
 

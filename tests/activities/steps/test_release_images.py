@@ -1,11 +1,10 @@
-"""The images of instances are facts: settings decide at the first deploy only."""
+"""The images of a release are facts: settings decide at its deploy only."""
 
 from collections.abc import Iterator
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import update
-from sqlmodel import col
 from temporalio.testing import ActivityEnvironment
 
 from deployerp.activities.instances import InstanceActivities
@@ -19,10 +18,11 @@ from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.releases import Release, active_release
 from deployerp.drivers.engine.containers import ContainerSpec
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.server.host import Host
-from tests.activities.conftest import Neighbours, Removal, docker
+from tests.activities.conftest import Neighbours, Removal, docker, release_of
 from tests.conftest import Fleet
 
 pytestmark = pytest.mark.fault("8")
@@ -70,7 +70,7 @@ async def deployed(
     steps = steps_with(records, hosts, settings_of_the_deploy)
     await ActivityEnvironment().run(steps.pull_images, order)
     instance = await records.get(Instance, order.resource_id)
-    parts = parts_of(instance, Images(POSTGRES, ODOO))
+    parts = parts_of(instance, await release_of(records, instance.id), Images(POSTGRES, ODOO))
     remove_afterwards(parts.labels)
     await engine.ensure_network(parts.network, parts.labels)
     # As the instance's own, but that the image may make the cluster without a password.
@@ -101,7 +101,7 @@ async def test_a_restart_runs_the_images_of_the_deploy(
     deployed: Parts, fleet: Fleet, records: Records, hosts: Hosts, settings: Settings, engine: Engine
 ) -> None:
     """The settings name others by then, and so does the tag that the deploy was made from."""
-    before = await records.get(Instance, deployed.labels["deployerp.instance"])
+    before = await release_of(records, deployed.labels["deployerp.instance"])
     digest = await engine.image_digest(POSTGRES)
     assert (before.postgres_image, before.odoo_image, before.postgres_digest) == (POSTGRES, ODOO, digest)
     ran = image_of(deployed.postgres)
@@ -113,25 +113,8 @@ async def test_a_restart_runs_the_images_of_the_deploy(
     for step in (steps.pull_images, steps.stop_containers, steps.start_postgres):
         await environment.run(step, order)
     assert image_of(deployed.postgres).split()[1] == ran.split()[1]
-    after = await records.get(Instance, order.resource_id)
+    after = await release_of(records, order.resource_id)
     assert (after.postgres_image, after.postgres_digest) == (POSTGRES, digest)
-
-
-async def test_images_of_an_older_instance_are_those_of_its_containers(
-    deployed: Parts,
-    fleet: Fleet,
-    records: Records,
-    hosts: Hosts,
-    settings: Settings,
-    engine: Engine,
-    sessions: SessionFactory,
-) -> None:
-    order = await restart(fleet, deployed)
-    await forget_images(sessions, order)
-    changed = settings.model_copy(update={"postgres_image": ODOO, "odoo_image": ODOO})
-    await ActivityEnvironment().run(steps_with(records, hosts, changed).pull_images, order)
-    after = await records.get(Instance, order.resource_id)
-    assert (after.postgres_image, after.postgres_digest) == (POSTGRES, await engine.image_digest(POSTGRES))
 
 
 async def test_another_major_version_of_postgres_is_refused_before_anything_stops(
@@ -150,7 +133,7 @@ async def test_another_major_version_of_postgres_is_refused_before_anything_stop
     steps = steps_with(records, hosts, settings_of_the_deploy)
     with pytest.raises(ImageRefused, match=r"is PostgreSQL 17, and the instance's data is of PostgreSQL 16"):
         await ActivityEnvironment().run(steps.pull_images, order)
-    assert (await records.get(Instance, order.resource_id)).postgres_image is None
+    assert (await release_of(records, order.resource_id)).postgres_image is None
     await write_version(engine, deployed, 17)
     await ActivityEnvironment().run(steps.pull_images, order)
 
@@ -168,9 +151,8 @@ async def write_version(engine: Engine, parts: Parts, major: int) -> None:
 
 
 async def forget_images(sessions: SessionFactory, order: OperationOrder) -> None:
-    """Makes the instance one that was deployed before images were recorded."""
     async with sessions() as session, session.begin():
         nothing = dict.fromkeys(("postgres_image", "postgres_digest", "odoo_image", "odoo_digest"))
         await session.execute(
-            update(Instance).where(col(Instance.id) == UUID(order.resource_id)).values(**nothing)
+            update(Release).where(active_release(UUID(order.resource_id))).values(**nothing)
         )
