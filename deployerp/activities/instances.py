@@ -23,7 +23,7 @@ from deployerp.activities.steps.instance_parts import (
     parts_of,
     status_of_containers,
 )
-from deployerp.activities.steps.interceptor import tell
+from deployerp.activities.steps.interceptor import current_run, tell
 from deployerp.activities.steps.ports import naming_holders
 from deployerp.activities.steps.prepared_databases import SUPERUSER, run_sql, start_postgres
 from deployerp.activities.steps.release_images import (
@@ -200,7 +200,8 @@ class InstanceActivities:
     @activity.defn
     async def remove_instance(self, order: OperationOrder) -> None:
         """Removes all that carries the instance's label, and its route, once no other step adds to it."""
-        while await self._records.other_step_runs(order, "remove_instance"):
+        own = current_run(order, "remove_instance")
+        while await self._records.other_step_runs(order, own):
             tell("Waits for the end of a step that may still be making containers")
             await asyncio.sleep(_OTHER_STEP_SECONDS)
         instance = await self._records.get(Instance, order.resource_id)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, TypeVar, TypeVarTuple
 from uuid import UUID
 
-from sqlalchemy import Row, Select, exists, func, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, exists, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlmodel import col
 from temporalio import activity
@@ -26,6 +26,7 @@ from deployerp.domain.operations.ordering import Actor
 from deployerp.domain.operations.ordering import order as order_operation
 from deployerp.domain.operations.retries import STALLED_AFTER
 from deployerp.domain.operations.stateful import STATEFUL, Stateful, action_of
+from deployerp.domain.operations.steps import StepRun
 from deployerp.drivers.temporal import Temporal
 
 
@@ -177,73 +178,65 @@ class Records:
         for name, fact in facts.items():
             setattr(record, name, fact)
 
-    async def begin_step(self, operation_id: str, name: str) -> int:
+    async def begin_step(self, step: StepRun) -> int:
         """Records that a step runs, and says which attempt it is; its place and its start stay as they are.
 
         Raises `OperationClosed`.
         """
         async with self._sessions() as session, session.begin():
-            await _require_open(session, operation_id)
-            known = await session.scalar(_step(operation_id, name))
+            await _require_open(session, step.operation_id)
+            known = await session.scalar(_record_of(step))
             if known is not None:
                 known.state, known.attempt = "running", known.attempt + 1
                 known.finished_at = known.next_attempt_at = None
                 return known.attempt
-            steps = select(func.count()).where(col(OperationStep.operation_id) == UUID(operation_id))
+            steps = select(func.count()).where(col(OperationStep.operation_id) == UUID(step.operation_id))
             session.add(
                 OperationStep(
-                    operation_id=UUID(operation_id),
+                    operation_id=UUID(step.operation_id),
                     position=(await session.scalar(steps) or 0) + 1,
-                    name=name,
+                    name=step.name,
+                    run=step.number,
                     started_at=utc_now(),
                 )
             )
         return 1
 
-    async def renew_step(self, operation_id: str, name: str) -> None:
+    async def renew_step(self, step: StepRun) -> None:
         """Records that a step still runs. Raises `OperationClosed`."""
         async with self._sessions() as session, session.begin():
-            await _require_open(session, operation_id)
-            await session.execute(
-                update(OperationStep)
-                .where(col(OperationStep.operation_id) == UUID(operation_id), col(OperationStep.name) == name)
-                .values(updated_at=utc_now())
-            )
+            await _require_open(session, step.operation_id)
+            await session.execute(update(OperationStep).where(_is(step)).values(updated_at=utc_now()))
 
-    async def other_step_runs(self, order: OperationOrder, name: str) -> bool:
+    async def other_step_runs(self, order: OperationOrder, own: StepRun) -> bool:
         """Whether any step on the resource but this one may still be changing the world.
 
         Such a step is of an operation that a deletion by force has closed, or of an earlier attempt whose
         worker was lost.
         """
-        own = (col(OperationStep.operation_id) == UUID(order.operation_id)) & (
-            col(OperationStep.name) == name
-        )
         running = exists().where(
             col(OperationStep.operation_id) == col(Operation.id),
             col(Operation.resource_id) == UUID(order.resource_id),
             col(OperationStep.state) == "running",
             col(OperationStep.updated_at) > utc_now() - STEP_LEASE,
-            ~own,
+            ~_is(own),
         )
         async with self._sessions() as session:
             return bool(await session.scalar(select(running)))
 
-    async def detail_step(self, operation_id: str, name: str, detail: str) -> None:
+    async def detail_step(self, step: StepRun, detail: str) -> None:
         async with self._sessions() as session, session.begin():
-            step = await session.scalar(_step(operation_id, name))
-            if step is not None:
-                step.detail = detail
+            await session.execute(update(OperationStep).where(_is(step)).values(detail=detail))
 
-    async def end_step(self, operation_id: str, name: str, detail: str | None = None) -> None:
+    async def end_step(self, step: StepRun, detail: str | None = None) -> None:
         """Records that a step succeeded; nothing is left of the errors of earlier attempts."""
         async with self._sessions() as session, session.begin():
-            operation = await session.get(Operation, UUID(operation_id), with_for_update=True)
-            step = await session.scalar(_step(operation_id, name))
-            if step is None or operation is None:
+            operation = await session.get(Operation, UUID(step.operation_id), with_for_update=True)
+            known = await session.scalar(_record_of(step))
+            if known is None or operation is None:
                 return
-            step.state, step.finished_at, step.detail = "succeeded", utc_now(), detail
-            step.first_failed_at = None
+            known.state, known.finished_at, known.detail = "succeeded", utc_now(), detail
+            known.first_failed_at = None
             if operation.state in OPEN_OPERATION_STATES:
                 operation.error_code = operation.error_message = operation.stalled_at = None
 
@@ -263,24 +256,24 @@ class Records:
         async with self._sessions() as session, session.begin():
             return int((await session.execute(lost)).rowcount)  # type: ignore[attr-defined]
 
-    async def fail_step(self, operation_id: str, name: str, failure: StepFailure) -> None:
+    async def fail_step(self, step: StepRun, failure: StepFailure) -> None:
         """Records why a step failed and when it is tried again, on its operation too while that is open.
 
         When the step has failed for a minute, `operation.stalled` tells of it once.
         """
         now = utc_now()
         async with self._sessions() as session, session.begin():
-            operation = await session.get(Operation, UUID(operation_id), with_for_update=True)
-            step = await session.scalar(_step(operation_id, name))
-            if step is None or operation is None:
+            operation = await session.get(Operation, UUID(step.operation_id), with_for_update=True)
+            known = await session.scalar(_record_of(step))
+            if known is None or operation is None:
                 return
-            step.state, step.finished_at, step.detail = "failed", now, failure.message
-            step.first_failed_at = step.first_failed_at or now
+            known.state, known.finished_at, known.detail = "failed", now, failure.message
+            known.first_failed_at = known.first_failed_at or now
             if failure.pause is None or operation.state not in OPEN_OPERATION_STATES:
                 return
-            step.next_attempt_at = now + failure.pause
+            known.next_attempt_at = now + failure.pause
             operation.error_code, operation.error_message = failure.code, failure.message
-            if operation.stalled_at is not None or now - step.first_failed_at < STALLED_AFTER:
+            if operation.stalled_at is not None or now - known.first_failed_at < STALLED_AFTER:
                 return
             operation.stalled_at = now
             asleep = await write_event(session, STALLED, operation)
@@ -306,9 +299,15 @@ async def _locked_operation(session: AsyncSession, order: OperationOrder) -> Ope
     return operation
 
 
-def _step(operation_id: str, name: str) -> Select[OperationStep]:
-    return select(OperationStep).where(
-        col(OperationStep.operation_id) == UUID(operation_id), col(OperationStep.name) == name
+def _record_of(step: StepRun) -> Select[OperationStep]:
+    return select(OperationStep).where(_is(step))
+
+
+def _is(step: StepRun) -> ColumnElement[bool]:
+    return and_(
+        col(OperationStep.operation_id) == UUID(step.operation_id),
+        col(OperationStep.name) == step.name,
+        col(OperationStep.run) == step.number,
     )
 
 

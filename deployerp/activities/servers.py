@@ -10,7 +10,7 @@ from temporalio import activity
 from deployerp.activities.records import Records
 from deployerp.activities.steps.hosts import Hosts, bring_image
 from deployerp.activities.steps.instance_parts import INSTANCE_LABEL, status_of_containers
-from deployerp.activities.steps.interceptor import current_attempt, tell
+from deployerp.activities.steps.interceptor import current_attempt, current_run, tell
 from deployerp.activities.steps.jitter import jittered
 from deployerp.activities.steps.nodes import (
     LOOK_AGAIN_SECONDS,
@@ -107,7 +107,7 @@ class ServerActivities:
                 node = await find_server_node(cloud, server)
             if node is None:
                 # Closed meanwhile or not: what looks for running steps must know of this one from here on.
-                await self._records.renew_step(order.operation_id, "create_node")
+                await self._records.renew_step(current_run(order, "create_node"))
                 node = await uninterrupted(
                     self._create(cloud, server, await self._spec(server, provider, order), order)
                 )
@@ -274,7 +274,7 @@ class ServerActivities:
 
     async def _destroyed(self, cloud: Cloud, order: OperationOrder) -> bool:
         """Destroys the nodes that there are; says whether there are none and nobody may be making one."""
-        others = await self._records.other_step_runs(order, "destroy_node")
+        others = await self._records.other_step_runs(order, current_run(order, "destroy_node"))
         # Read again: the other step may have written down what it made.
         server = await self._records.get(Server, order.resource_id)
         if others:

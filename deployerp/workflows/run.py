@@ -1,6 +1,7 @@
 """How every operation runs: claim, steps with their undoing, end."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any
@@ -24,7 +25,7 @@ with workflow.unsafe.imports_passed_through():
 from deployerp.core.errors import codes
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder, Outcome
 from deployerp.domain.operations.retries import FIRST_PAUSE, LONGEST_PAUSE, RETRY_PERIOD, pause_after
-from deployerp.domain.operations.steps import STEPS
+from deployerp.domain.operations.steps import STEPS, StepRun
 
 # Beats come every two seconds; what blocks a worker's loop for longest is hashing a password.
 HEARTBEAT = timedelta(seconds=10)
@@ -42,6 +43,7 @@ class OperationRun:
         self.order = order
         self.has_begun = False
         self._undo: list[StepActivity] = []
+        self._runs: Counter[str] = Counter()
 
     async def step(
         self,
@@ -61,9 +63,9 @@ class OperationRun:
             self._undo.append(undo)
         self._refuse_cancelled()
         self.has_begun = True
-        attempt, failed_at = 1, None
+        run, attempt, failed_at = self._next_run(step), 1, None
         while True:
-            work = self._execute(step, timeout, RetryPolicy(maximum_attempts=1))
+            work = self._execute(step, run, timeout, RetryPolicy(maximum_attempts=1))
             try:
                 await (_uninterrupted(work) if to_its_end else work)
             except ActivityError as error:
@@ -88,18 +90,26 @@ class OperationRun:
             try:
                 # By Temporal, whose own retries make no history: some take weeks.
                 retries = RetryPolicy(initial_interval=FIRST_PAUSE, maximum_interval=LONGEST_PAUSE)
-                await self._execute(step, timedelta(minutes=10), retries)
+                await self._execute(step, self._next_run(step), timedelta(minutes=10), retries)
             except ActivityError as error:
                 _, _, reason = _reason(error)
                 left.append(f"“{STEPS[step.__name__]}” failed too: {reason}")
         return left
 
-    async def _execute(self, step: StepActivity, timeout: timedelta, retries: RetryPolicy) -> None:
+    def _next_run(self, step: StepActivity) -> StepRun:
+        self._runs[step.__name__] += 1
+        return StepRun(self.order.operation_id, step.__name__, self._runs[step.__name__])
+
+    async def _execute(
+        self, step: StepActivity, run: StepRun, timeout: timedelta, retries: RetryPolicy
+    ) -> None:
         title = STEPS[step.__name__]
         workflow.set_current_details(title)
         await workflow.execute_activity_method(
             step,
             self.order,
+            # The record of the step is found by it, so that a second run does not write into the first's.
+            activity_id=run.activity_id,
             start_to_close_timeout=timeout,
             heartbeat_timeout=HEARTBEAT,
             retry_policy=retries,

@@ -23,6 +23,7 @@ from deployerp.domain.events.log import write_events
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationHold
+from deployerp.domain.operations.steps import StepRun
 from deployerp.domain.servers import Server
 from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
@@ -223,17 +224,32 @@ async def test_a_step_that_is_tried_again_keeps_its_place_and_its_start(
 ) -> None:
     begun = await fleet.begin_server()
     begun_id = begun["operation"]["id"]
-    await records.begin_step(begun_id, "prepare_keys")
-    await records.end_step(begun_id, "prepare_keys", "Two keys")
-    await records.begin_step(begun_id, "create_node")
-    await records.fail_step(begun_id, "create_node", StepFailure("provider_error", "The cloud is full."))
+    await records.begin_step(StepRun(begun_id, "prepare_keys"))
+    await records.end_step(StepRun(begun_id, "prepare_keys"), "Two keys")
+    await records.begin_step(StepRun(begun_id, "create_node"))
+    await records.fail_step(
+        StepRun(begun_id, "create_node"), StepFailure("provider_error", "The cloud is full.")
+    )
     first = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
-    await records.begin_step(begun_id, "prepare_keys")
+    await records.begin_step(StepRun(begun_id, "prepare_keys"))
     second = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
     assert [each["name"] for each in second] == ["prepare_keys", "create_node"]
     assert second[0]["startedAt"] == first[0]["startedAt"]
     assert (second[0]["state"], second[0]["attempt"], second[0]["finishedAt"]) == ("running", 2, None)
     assert second[1] == first[1]
+
+
+async def test_two_runs_of_a_step_have_a_record_each(fleet: Fleet, records: Records) -> None:
+    begun_id = (await fleet.begin_server())["operation"]["id"]
+    for number, detail in ((1, "The first"), (2, "The second")):
+        step = StepRun(begun_id, "check_engine", number)
+        assert await records.begin_step(step) == 1
+        await records.end_step(step, detail)
+    told = (await fleet.client.data("GET", f"/v1/operations/{begun_id}"))["steps"]
+    assert [(each["name"], each["attempt"], each["detail"]) for each in told] == [
+        ("check_engine", 1, "The first"),
+        ("check_engine", 1, "The second"),
+    ]
 
 
 @pytest.mark.fault("5")
@@ -290,17 +306,17 @@ async def test_a_step_that_fails_for_a_minute_is_told_once(
     async def stalled() -> Any:
         return await fleet.client.data("GET", "/v1/events?type=operation.stalled")
 
-    await records.begin_step(operation_id, "wait_for_ssh")
-    await records.fail_step(operation_id, "wait_for_ssh", failure)
+    await records.begin_step(StepRun(operation_id, "wait_for_ssh"))
+    await records.fail_step(StepRun(operation_id, "wait_for_ssh"), failure)
     assert await stalled() == []
     monkeypatch.setattr(records_module, "STALLED_AFTER", timedelta(0))
     for _ in range(2):
-        await records.begin_step(operation_id, "wait_for_ssh")
-        await records.fail_step(operation_id, "wait_for_ssh", failure)
+        await records.begin_step(StepRun(operation_id, "wait_for_ssh"))
+        await records.fail_step(StepRun(operation_id, "wait_for_ssh"), failure)
     [event] = await stalled()
     assert event["data"]["errorMessage"] == "It does not answer."
-    await records.begin_step(operation_id, "wait_for_ssh")
-    await records.end_step(operation_id, "wait_for_ssh")
+    await records.begin_step(StepRun(operation_id, "wait_for_ssh"))
+    await records.end_step(StepRun(operation_id, "wait_for_ssh"))
     assert (await fleet.client.data("GET", f"/v1/operations/{operation_id}"))["errorCode"] is None
 
 

@@ -16,6 +16,7 @@ from deployerp.core.errors import EngineError, HostUnreachable, OperationClosed
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations.steps import StepRun
 from deployerp.domain.servers import Server
 from deployerp.drivers.engine.containers import ContainerSpec
 from deployerp.drivers.engine.engine import Engine
@@ -218,7 +219,7 @@ async def test_a_deletion_by_force_takes_the_place_of_operations_on_instances(fl
     closed = await fleet.client.data("GET", f"/v1/operations/{restart.operation_id}")
     assert (closed["state"], closed["errorCode"]) == ("cancelled", "superseded")
     with pytest.raises(OperationClosed):
-        await fleet.records.begin_step(restart.operation_id, "start_odoo")
+        await fleet.records.begin_step(StepRun(restart.operation_id, "start_odoo"))
     assert await statuses(fleet) == {"shop": "deleting"}
     await fleet.end(deletion)
     assert await statuses(fleet) == {}

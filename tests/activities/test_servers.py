@@ -31,6 +31,7 @@ from deployerp.core.errors import (
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.domain.operations.messages import OperationOrder
+from deployerp.domain.operations.steps import StepRun
 from deployerp.domain.servers import SERVER_TAG, Server
 from deployerp.drivers.clouds.cloud import Node, NodeSpec
 from tests.conftest import Fleet
@@ -105,7 +106,7 @@ async def test_a_forced_deletion_destroys_the_node_that_a_creation_under_way_sti
     steps: ServerActivities, order: OperationOrder, cloud: FakeCloud, records: Records, fleet: Fleet
 ) -> None:
     await records.claim_operation(order)
-    await records.begin_step(order.operation_id, "create_node")
+    await records.begin_step(StepRun(order.operation_id, "create_node"))
     answers = hold(cloud)
     creating = asyncio.create_task(created(steps, order))
     await answers.called.wait()
@@ -118,7 +119,9 @@ async def test_a_forced_deletion_destroys_the_node_that_a_creation_under_way_sti
     answers.may_return.set()
     with pytest.raises(OperationClosed):
         await creating
-    await records.fail_step(order.operation_id, "create_node", StepFailure("cancelled", "Interrupted."))
+    await records.fail_step(
+        StepRun(order.operation_id, "create_node"), StepFailure("cancelled", "Interrupted.")
+    )
     await destroying
     assert cloud.nodes == {}
 
@@ -161,7 +164,7 @@ async def test_a_step_of_a_dead_worker_does_not_hold_up_a_deletion_for_ever(
     fleet: Fleet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    await records.begin_step(order.operation_id, "create_node")
+    await records.begin_step(StepRun(order.operation_id, "create_node"))
     deletion = await delete_by_force(fleet, order)
     monkeypatch.setattr(records_module, "STEP_LEASE", timedelta(seconds=0))
     async with asyncio.timeout(5):

@@ -21,6 +21,7 @@ from deployerp.database.base import utc_now
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder, SweepReport
 from deployerp.domain.operations.operation import Operation, OperationStep
+from deployerp.domain.operations.steps import StepRun
 from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
@@ -364,7 +365,7 @@ async def test_steps_of_closed_operations_whose_worker_is_lost_are_ended(
     names = ("lost", "alive", "open")
     ids = {name: (await fleet.begin_server(name))["operation"]["id"] for name in names}
     for operation_id in ids.values():
-        await records.begin_step(operation_id, "create_node")
+        await records.begin_step(StepRun(operation_id, "create_node"))
     for name in ("lost", "alive"):
         await records.end_operation(OperationEnd(await fleet.order(ids[name]), "cancelled"))
     async with sessions() as session, session.begin():

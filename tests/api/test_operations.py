@@ -15,6 +15,7 @@ from deployerp.activities.records import StepFailure
 from deployerp.api.contract import streams
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
+from deployerp.domain.operations.steps import StepRun
 from deployerp.drivers.temporal import Temporal
 from tests.api.following import following
 from tests.api.people import person
@@ -29,8 +30,8 @@ async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> Non
     assert await client.data("GET", path) == begun["operation"] | {"steps": []}
     order = await fleet.order(begun_id)
     await fleet.records.claim_operation(order)
-    await fleet.records.begin_step(begun_id, "create_node")
-    await fleet.records.detail_step(begun_id, "create_node", "Asking the cloud")
+    await fleet.records.begin_step(StepRun(begun_id, "create_node"))
+    await fleet.records.detail_step(StepRun(begun_id, "create_node"), "Asking the cloud")
     running = await client.data("GET", path)
     assert running["state"] == "running"
     assert running["startedAt"] is not None
@@ -46,13 +47,13 @@ async def test_an_operation_shows_its_steps(client: Client, fleet: Fleet) -> Non
         "finishedAt": None,
     }
     full = StepFailure("provider_error", "The cloud is full.", timedelta(seconds=30))
-    await fleet.records.fail_step(begun_id, "create_node", full)
+    await fleet.records.fail_step(StepRun(begun_id, "create_node"), full)
     failing = await client.data("GET", path)
     assert (failing["errorCode"], failing["errorMessage"]) == ("provider_error", "The cloud is full.")
     assert failing["steps"][0]["nextAttemptAt"] is not None
-    await fleet.records.begin_step(begun_id, "create_node")
-    await fleet.records.end_step(begun_id, "create_node")
-    await fleet.records.begin_step(begun_id, "wait_for_node")
+    await fleet.records.begin_step(StepRun(begun_id, "create_node"))
+    await fleet.records.end_step(StepRun(begun_id, "create_node"))
+    await fleet.records.begin_step(StepRun(begun_id, "wait_for_node"))
     await fleet.end(begun)
     ended = await client.data("GET", path)
     assert (ended["state"], ended["errorCode"]) == ("succeeded", None)
@@ -187,9 +188,9 @@ async def test_a_stream_tells_each_change_and_ends_with_the_operation(
             assert await anext(events) == begun["operation"] | {"steps": []}
             await fleet.records.claim_operation(order)
             assert (await anext(events))["state"] == "running"
-            await fleet.records.begin_step(begun_id, "create_node")
+            await fleet.records.begin_step(StepRun(begun_id, "create_node"))
             assert [each["state"] for each in (await anext(events))["steps"]] == ["running"]
-            await fleet.records.end_step(begun_id, "create_node", "Machine 7")
+            await fleet.records.end_step(StepRun(begun_id, "create_node"), "Machine 7")
             assert [each["detail"] for each in (await anext(events))["steps"]] == ["Machine 7"]
             await fleet.end(begun)
             last = await anext(events)

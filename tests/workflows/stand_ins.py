@@ -29,7 +29,7 @@ from deployerp.domain.operations.messages import (
     queue_for,
     workflow_id,
 )
-from deployerp.domain.operations.steps import STEPS
+from deployerp.domain.operations.steps import STEPS, StepRun
 from deployerp.worker import WORKFLOWS, activities_of
 
 GROUPS = (
@@ -102,21 +102,21 @@ class StandIns:
 
     # What the interceptor asks of `Records`.
 
-    async def begin_step(self, operation_id: str, name: str) -> int:
-        self.steps[name].append("running")
-        return self.steps[name].count("running")
+    async def begin_step(self, step: StepRun) -> int:
+        self.steps[step.activity_id].append("running")
+        return self.steps[step.activity_id].count("running")
 
-    async def renew_step(self, operation_id: str, name: str) -> None:
+    async def renew_step(self, step: StepRun) -> None:
         pass
 
-    async def detail_step(self, operation_id: str, name: str, detail: str) -> None:
+    async def detail_step(self, step: StepRun, detail: str) -> None:
         pass
 
-    async def end_step(self, operation_id: str, name: str, detail: str | None = None) -> None:
-        self.steps[name].append("succeeded")
+    async def end_step(self, step: StepRun, detail: str | None = None) -> None:
+        self.steps[step.activity_id].append("succeeded")
 
-    async def fail_step(self, operation_id: str, name: str, failure: StepFailure) -> None:
-        self.steps[name].append(f"failed: {failure.message}")
+    async def fail_step(self, step: StepRun, failure: StepFailure) -> None:
+        self.steps[step.activity_id].append(f"failed: {failure.message}")
 
 
 def fails(error: Exception, times: int | None = None) -> Play:

@@ -314,6 +314,35 @@ async def test_undoing_goes_backwards_and_past_what_cannot_be_undone(client: Cli
     assert ("It may not." in str(the_end(stand_ins).message)) is refused
 
 
+@workflow.defn(sandboxed=False)
+class Repeated:
+    """Runs one step twice; the second run fails once."""
+
+    @workflow.run
+    async def run(self, order: OperationOrder) -> None:
+        await run_operation(order, self._steps)
+
+    async def _steps(self, run: OperationRun) -> None:
+        for _ in range(2):
+            await run.step(InstanceActivities.start_odoo)
+
+
+async def test_each_run_of_a_step_has_a_record_of_its_own(client: Client) -> None:
+    async def play(attempt: int) -> None:
+        if attempt == 2:
+            raise EngineError("It broke.")
+
+    stand_ins = StandIns({"start_odoo": play})
+    queue = f"operations-{uuid4()}"
+    async with working(client, stand_ins, queue, [Repeated]):
+        handle = await client.start_workflow(Repeated.run, DEPLOY, id=queue, task_queue=queue)
+        assert await ended(handle) == WorkflowExecutionStatus.COMPLETED
+    assert stand_ins.steps == {
+        "start_odoo": ["running", "succeeded"],
+        "start_odoo.2": ["running", "failed: It broke.", "running", "succeeded"],
+    }
+
+
 # What people are told
 
 

@@ -16,7 +16,7 @@ from deployerp.activities.records import Records, StepFailure
 from deployerp.core.errors import DeployError, OperationClosed, ProviderThrottled
 from deployerp.domain.operations.messages import OperationOrder
 from deployerp.domain.operations.retries import pause_after
-from deployerp.domain.operations.steps import STEPS
+from deployerp.domain.operations.steps import STEPS, StepRun
 
 log = structlog.get_logger()
 # A step may tell of its progress far more often than anybody reads.
@@ -30,10 +30,9 @@ HEARTBEAT_SECONDS = 2.0
 class Step:
     """The step that the running activity is, for telling what it does in words."""
 
-    def __init__(self, records: Records, operation_id: str, name: str) -> None:
+    def __init__(self, records: Records, run: StepRun) -> None:
         self._records = records
-        self._operation_id = operation_id
-        self._name = name
+        self.run = run
         self._detail: str | None = None
         self._closed: OperationClosed | None = None
         self.attempt = 1
@@ -47,7 +46,7 @@ class Step:
 
         Raises `OperationClosed`.
         """
-        self.attempt = await self._records.begin_step(self._operation_id, self._name)
+        self.attempt = await self._records.begin_step(self.run)
         beside = [
             asyncio.create_task(self._keep_telling()),
             asyncio.create_task(self._keep_open(_this_task())),
@@ -58,11 +57,11 @@ class Step:
             _cancel(beside)
             failure = self._closed or error
             told = _step_failure(failure, self.attempt)
-            await asyncio.shield(self._records.fail_step(self._operation_id, self._name, told))
+            await asyncio.shield(self._records.fail_step(self.run, told))
             raise failure from None
         else:
             _cancel(beside)
-            await self._records.end_step(self._operation_id, self._name, self._detail)
+            await self._records.end_step(self.run, self._detail)
         finally:
             # They give back what they have of the database before it is closed.
             await asyncio.wait(beside)
@@ -71,14 +70,14 @@ class Step:
         while True:
             await asyncio.sleep(RENEWAL_SECONDS)
             try:
-                await self._records.renew_step(self._operation_id, self._name)
+                await self._records.renew_step(self.run)
             except OperationClosed as closed:
                 self._closed = closed
                 step.cancel()
                 return
             except Exception:
                 # The database may be away for a while, which is no reason to end the step.
-                log.warning("step not renewed", step=self._name, operation_id=self._operation_id)
+                log.warning("step not renewed", step=self.run.name, operation_id=self.run.operation_id)
 
     async def _keep_telling(self) -> None:
         told = None
@@ -86,7 +85,7 @@ class Step:
             await asyncio.sleep(_DETAIL_SECONDS)
             if self._detail is not None and self._detail != told:
                 told = self._detail
-                await self._records.detail_step(self._operation_id, self._name, told)
+                await self._records.detail_step(self.run, told)
 
 
 _current: ContextVar[Step | None] = ContextVar("step", default=None)
@@ -97,6 +96,12 @@ def tell(detail: str) -> None:
     step = _current.get()
     if step is not None:
         step.tell(detail)
+
+
+def current_run(order: OperationOrder, name: str) -> StepRun:
+    """The run of this step that the running activity is; the first where none is recorded."""
+    step = _current.get()
+    return StepRun(order.operation_id, name) if step is None else step.run
 
 
 def current_attempt() -> int:
@@ -143,7 +148,8 @@ class _Inbound(ActivityInboundInterceptor):
         if not isinstance(order, OperationOrder) or info.activity_type not in STEPS:
             yield
             return
-        step = Step(self._records, order.operation_id, info.activity_type)
+        run = StepRun.of_activity(order.operation_id, info.activity_type, info.activity_id)
+        step = Step(self._records, run)
         token = _current.set(step)
         try:
             async with step.recorded():

@@ -97,7 +97,7 @@ class OperationStep(Record, table=True):
     __tablename__ = "operation_steps"
     __table_args__ = (
         one_of("state", STEP_STATES),
-        UniqueConstraint("operation_id", "name"),
+        UniqueConstraint("operation_id", "name", "run"),
         Index(
             "ix_operation_steps_running",
             "updated_at",
@@ -109,6 +109,8 @@ class OperationStep(Record, table=True):
     operation_id: UUID = Field(foreign_key="operations.id")
     position: int
     name: str
+    # A step that an operation runs again has a record for each run, counted from 1.
+    run: int = 1
     state: str = "running"
     detail: str | None = None
     attempt: int = 1

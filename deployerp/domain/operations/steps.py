@@ -1,8 +1,11 @@
-"""The titles of steps, which the API, the command line and Temporal's UI show.
+"""Steps of operations: their titles, which the API, the command line and Temporal's UI show, and their runs.
 
-Keys are the names of activities. It imports nothing, so that workflows can use it in the sandbox.
+It imports nothing of ours, so that workflows can use it in the sandbox.
 """
 
+from dataclasses import dataclass
+
+# By the name of the activity.
 STEPS: dict[str, str] = {
     # servers
     "prepare_keys": "Generate the server's SSH keys",
@@ -33,3 +36,24 @@ STEPS: dict[str, str] = {
     "stop_containers": "Stop the containers",
     "remove_instance": "Remove the route, containers, network and volumes",
 }
+
+
+@dataclass(frozen=True)
+class StepRun:
+    """One run of a step in an operation; an operation may run a step more than once."""
+
+    operation_id: str
+    name: str
+    # From 1. Attempts of one run share its record.
+    number: int = 1
+
+    @property
+    def activity_id(self) -> str:
+        """What Temporal knows the run by: `start_odoo`, and `start_odoo.2` for the second run."""
+        return self.name if self.number == 1 else f"{self.name}.{self.number}"
+
+    @classmethod
+    def of_activity(cls, operation_id: str, name: str, activity_id: str) -> "StepRun":
+        """The run that an activity of this name and id is."""
+        number = activity_id.removeprefix(f"{name}.")
+        return cls(operation_id, name, int(number) if number.isdigit() else 1)

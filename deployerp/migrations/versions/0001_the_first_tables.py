@@ -422,6 +422,7 @@ def _create_tables() -> None:
         sa.Column("operation_id", sa.Uuid(), nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("name", sa.String(), nullable=False),
+        sa.Column("run", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
         sa.Column("detail", sa.String(), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
@@ -436,7 +437,9 @@ def _create_tables() -> None:
             ["operation_id"], ["operations.id"], name=op.f("fk_operation_steps_operation_id")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_operation_steps")),
-        sa.UniqueConstraint("operation_id", "name", name=op.f("uq_operation_steps_operation_id_name")),
+        sa.UniqueConstraint(
+            "operation_id", "name", "run", name=op.f("uq_operation_steps_operation_id_name_run")
+        ),
     )
     op.create_index(
         "ix_operation_steps_running",

@@ -18,6 +18,7 @@ from deployerp.activities.steps.prepared_databases import _initialise, start_pos
 from deployerp.core.errors import CommandFailed, ContainerFailed, DiskFull, EngineError, HostUnreachable
 from deployerp.domain.instances import Instance
 from deployerp.domain.operations.messages import OperationEnd, OperationOrder
+from deployerp.domain.operations.steps import StepRun
 from deployerp.drivers.engine.containers import ContainerSpec, masked
 from deployerp.drivers.engine.engine import Engine
 from deployerp.drivers.odoo import odoo
@@ -169,7 +170,7 @@ async def test_odoo_that_ends_at_once_fails_its_operation_within_seconds(
     await environment.run(steps.start_odoo, order)
     started = time.monotonic()
     with pytest.raises(ContainerFailed) as caught:
-        async with Step(records, order.operation_id, "wait_for_odoo").recorded():
+        async with Step(records, StepRun(order.operation_id, "wait_for_odoo")).recorded():
             await environment.run(steps.wait_for_odoo, order)
     assert time.monotonic() - started < 30
     # What passes through Temporal holds no line of the log.

@@ -8,6 +8,7 @@ from deployerp.activities.records import Records
 from deployerp.activities.steps import interceptor
 from deployerp.activities.steps.interceptor import Step
 from deployerp.core.errors import OperationClosed
+from deployerp.domain.operations.steps import StepRun
 from deployerp.domain.servers import Server
 from tests.conftest import Fleet
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.fault("1")
 
 
 async def run(records: Records, operation_id: str, name: str, seconds: float) -> None:
-    async with Step(records, operation_id, name).recorded():
+    async with Step(records, StepRun(operation_id, name)).recorded():
         await asyncio.sleep(seconds)
 
 

@@ -11,6 +11,7 @@ from deployerp.api.contract import watcher
 from deployerp.api.contract.watcher import Version, Watcher
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
+from deployerp.domain.operations.steps import StepRun
 from tests.api.writers import new_servers, write
 from tests.conftest import Client, Fleet, new_client
 
@@ -90,8 +91,8 @@ async def test_many_who_follow_an_operation_are_told_of_each_change_by_one_look(
     async with looking.looking():
         followers = [asyncio.create_task(changes()) for _ in range(10)]
         for change in (
-            lambda: fleet.records.begin_step(operation_id, "create_node"),
-            lambda: fleet.records.detail_step(operation_id, "create_node", "Asking"),
+            lambda: fleet.records.begin_step(StepRun(operation_id, "create_node")),
+            lambda: fleet.records.detail_step(StepRun(operation_id, "create_node"), "Asking"),
         ):
             for _ in followers:
                 await known.acquire()
