@@ -10,6 +10,7 @@ import structlog
 from temporalio.worker import Interceptor, Worker
 
 from deployerp.activities.instances import InstanceActivities
+from deployerp.activities.periodic import PeriodicActivities, Round
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.activities.server_instances import ServerInstanceActivities
@@ -17,7 +18,7 @@ from deployerp.activities.servers import ServerActivities
 from deployerp.activities.steps.hosts import Hosts
 from deployerp.activities.steps.interceptor import ActivityInterceptor
 from deployerp.activities.steps.nodes import Nodes
-from deployerp.activities.sweep import OperationActivities
+from deployerp.activities.sweep import Sweep
 from deployerp.activities.webhooks.deliveries import WebhookActivities
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
@@ -26,11 +27,11 @@ from deployerp.domain import tables  # noqa: F401  (foreign keys find every tabl
 from deployerp.drivers.clouds.libcloud import LibcloudClouds
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
 from deployerp.drivers.web.http import WebhookSender
-from deployerp.workflows import instances, servers, sweep, webhook_deliveries
+from deployerp.workflows import instances, periodic, servers, webhook_deliveries
 
 log = structlog.get_logger()
 
-_OPERATION_WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, *sweep.WORKFLOWS)
+_OPERATION_WORKFLOWS = (*servers.WORKFLOWS, *instances.WORKFLOWS, *periodic.WORKFLOWS)
 WORKFLOWS = (*_OPERATION_WORKFLOWS, *webhook_deliveries.WORKFLOWS)
 # A step waits most of its time; those on one server share its SSH connection.
 _STEPS_AT_ONCE = 100
@@ -41,6 +42,7 @@ _TURNS_AT_ONCE = 500
 _WORKFLOW_TASKS_AT_ONCE = 8
 # Of endpoints that fail: however many there are, they leave most of the process to those that work.
 _FAILING_TURNS_AT_ONCE, _FAILING_WORKFLOW_TASKS_AT_ONCE = 16, 2
+_LONGEST_SWEEP_SECONDS = 120
 _RECONNECT_SECONDS = 1.0
 _GRACE = timedelta(seconds=10)
 
@@ -67,6 +69,13 @@ async def _working(
     clouds = LibcloudClouds({"docker": {"image": settings.node_image}}, settings.allowed_networks)
     nodes = Nodes(records, clouds, vault)
     hosts = Hosts(vault, nodes)
+    sweep = Sweep(sessions, records, temporal, settings)
+    reaper = NodeReaper(sessions, clouds, vault)
+    rounds = {
+        "sweep": Round(lambda _: sweep.sweep(), settings.sweep_seconds, longest=_LONGEST_SWEEP_SECONDS),
+        # Clouds count the calls of an account, and what is looked for is rare.
+        "reap": Round(lambda _: reaper.reap(), every=300, longest=600),
+    }
     all_interceptors = [ActivityInterceptor(records), *interceptors]
     operations = _worker(
         temporal,
@@ -74,7 +83,7 @@ async def _working(
         _OPERATION_WORKFLOWS,
         [
             records,
-            OperationActivities(sessions, records, temporal, settings, NodeReaper(sessions, clouds, vault)),
+            PeriodicActivities(rounds),
             ServerActivities(records, nodes, hosts, vault, settings),
             ServerInstanceActivities(records, hosts, temporal),
             InstanceActivities(records, hosts, vault, settings),
@@ -102,7 +111,7 @@ async def _working(
     )
     try:
         async with operations, webhooks, failing_webhooks:
-            await temporal.ensure_sweep()
+            await temporal.ensure_periodic_work()
             yield
     finally:
         await hosts.close()

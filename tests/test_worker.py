@@ -1,4 +1,4 @@
-"""The workers as they run: whatever comes and goes, one workflow sweeps."""
+"""The workers as they run: whatever comes and goes, one workflow for each shard of the periodic work."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from tests.conftest import Fleet, free_port, new_client, open_api
 
 
 @pytest.mark.fault("16")
-async def test_one_workflow_sweeps_for_all_workers_that_come_and_go(settings: Settings, fleet: Fleet) -> None:
+async def test_each_shard_has_one_workflow_for_all_workers(settings: Settings, fleet: Fleet) -> None:
     fast = settings.model_copy(update={"sweep_seconds": 0.1})
     unreached = settings.model_copy(update={"temporal_address": f"127.0.0.1:{free_port()}"})
     async with open_api(unreached, settled=False) as http:
@@ -22,9 +22,10 @@ async def test_one_workflow_sweeps_for_all_workers_that_come_and_go(settings: Se
             async with open_worker(fast):
                 await until_begun(offline, await offline.begin_server(worker, provider_id))
     temporal = await Temporal.open(settings)
-    swept = [each async for each in temporal.client.list_workflows(_of_sweeps(settings))]
-    assert [each.id for each in swept] == [f"{settings.temporal_task_queue}-sweep"]
-    assert await events_of(temporal, swept[0]) < 40
+    running = [each async for each in temporal.client.list_workflows(_of_periodic_work(settings))]
+    queue = settings.temporal_task_queue
+    assert sorted(each.id for each in running) == [f"{queue}-reap-0", f"{queue}-sweep-0"]
+    assert all([await events_of(temporal, each) < 40 for each in running])
 
 
 async def connect_nowhere(fleet: Fleet) -> str:
@@ -46,8 +47,8 @@ async def until_begun(fleet: Fleet, begun: dict) -> None:
             await asyncio.sleep(0.1)
 
 
-def _of_sweeps(settings: Settings) -> str:
-    return f"TaskQueue = '{settings.temporal_task_queue}' AND WorkflowType IN ('Sweep', 'KeepSweeping')"
+def _of_periodic_work(settings: Settings) -> str:
+    return f"TaskQueue = '{settings.temporal_task_queue}' AND WorkflowType = 'KeepWorking'"
 
 
 async def events_of(temporal: Temporal, execution: WorkflowExecution) -> int:

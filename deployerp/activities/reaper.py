@@ -1,6 +1,5 @@
 """Machines that no record wants any more: what a lost answer or a lost worker has left in a cloud."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,9 +17,6 @@ from deployerp.domain.providers import Provider
 from deployerp.domain.servers import SERVER_TAG, Server
 from deployerp.drivers.clouds.cloud import Cloud, Clouds, Node
 
-# Clouds count the calls of an account, and what is looked for is rare.
-_EVERY_SECONDS = 300.0
-
 log = structlog.get_logger()
 
 
@@ -34,12 +30,6 @@ class NodeReaper:
         self._sessions = sessions
         self._clouds = clouds
         self._vault = vault
-
-    async def keep_reaping(self) -> None:
-        while True:
-            with logged("cannot look for nodes that nobody wants"):
-                await self.reap()
-            await asyncio.sleep(_EVERY_SECONDS)
 
     async def reap(self) -> Counter[str]:
         """Looks at the nodes of every provider; says how many were destroyed and how many are unknown."""

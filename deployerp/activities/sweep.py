@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from datetime import timedelta
 from uuid import UUID
@@ -12,10 +11,8 @@ from uuid import UUID
 import structlog
 from sqlalchemy import and_, exists, or_, select
 from sqlmodel import col
-from temporalio import activity
 
 from deployerp.activities.expired import forget_expired
-from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.activities.steps.isolation import logged
 from deployerp.core.errors import Unavailable
@@ -34,10 +31,6 @@ log = structlog.get_logger()
 _GRACE = timedelta(seconds=2)
 # A delivery that is overdue by more may have been forgotten.
 _OVERDUE = timedelta(seconds=5)
-# After so long the activity ends and another begins: maybe of a worker that is newer.
-SHIFT = timedelta(days=1)
-# One round; whoever hangs longer must not keep the next from its turn.
-_LONGEST_SWEEP_SECONDS = 120.0
 # An endpoint that stays overdue is woken again after so long: somebody may have terminated its workflow. If
 # every sweep woke it, the history of one whose receiver is left alone would grow all the time.
 _WAKE_AGAIN_SECONDS = 60.0
@@ -47,7 +40,7 @@ _BETWEEN_WAKE_UPS_SECONDS = 0.02
 AT_ONCE = 500
 
 
-class OperationActivities:
+class Sweep:
     """Puts right what a crash between two systems has left."""
 
     def __init__(
@@ -56,49 +49,17 @@ class OperationActivities:
         records: Records,
         temporal: Temporal,
         settings: Settings,
-        reaper: NodeReaper,
         at_once: int = AT_ONCE,
     ) -> None:
-        self._reaper = reaper
         self._sessions = sessions
         self._records = records
         self._temporal = temporal
         self._keep_events = timedelta(days=settings.event_retention_days)
-        self._every = settings.sweep_seconds
         self._at_once = at_once
         self._last_operation: UUID | None = None
         self._last_endpoint: UUID | None = None
         # Those that are still overdue, and when they were woken.
         self._woken_at: dict[UUID, float] = {}
-
-    @activity.defn
-    async def keep_sweeping(self) -> None:
-        """Sweeps again and again, until its worker stops or the shift is over.
-
-        A round that fails is logged; the next may find that the cause has gone.
-        """
-        over = time.monotonic() + SHIFT.total_seconds()
-        stopping = asyncio.ensure_future(activity.wait_for_worker_shutdown())
-        # Beside it: a cloud may take a minute to answer.
-        reaping = asyncio.create_task(self._reaper.keep_reaping())
-        try:
-            while not stopping.done() and time.monotonic() < over:
-                await self._try_sweep()
-                await asyncio.wait((stopping,), timeout=self._every)
-        finally:
-            stopping.cancel()
-            reaping.cancel()
-            with suppress(asyncio.CancelledError):
-                await reaping
-
-    async def _try_sweep(self) -> None:
-        try:
-            async with asyncio.timeout(_LONGEST_SWEEP_SECONDS):
-                await self.sweep()
-        except Unavailable as error:
-            log.warning("cannot sweep", reason=error.message)
-        except Exception:
-            log.exception("cannot sweep")
 
     async def sweep(self) -> SweepReport:
         """Compares open operations with Temporal and makes them agree; wakes overdue endpoints; forgets."""

@@ -32,6 +32,7 @@ from deployerp.core.errors import Unavailable
 from deployerp.core.settings import Settings
 from deployerp.domain.operations.messages import EndpointOrder, OperationOrder, queue_for
 from deployerp.domain.operations.stateful import action_of
+from deployerp.domain.periodic import shards
 
 ORGANIZATION = SearchAttributeKey.for_keyword("DeployerpOrganization")
 RESOURCE = SearchAttributeKey.for_keyword("DeployerpResource")
@@ -205,20 +206,18 @@ class Temporal:
                 AddSearchAttributesRequest(namespace=self.client.namespace, search_attributes=missing)
             )
 
-    async def ensure_sweep(self) -> None:
-        """Starts the one workflow that sweeps, unless it runs."""
-        await self.client.start_workflow(
-            "KeepSweeping",
-            id=self._sweep_id,
-            task_queue=self._task_queue,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            static_summary="Start and close what was left",
-        )
-
-    @property
-    def _sweep_id(self) -> str:
-        return f"{self._task_queue}-sweep"
+    async def ensure_periodic_work(self) -> None:
+        """Starts the workflow of each shard of the periodic work, unless it runs."""
+        for shard in shards():
+            await self.client.start_workflow(
+                "KeepWorking",
+                shard,
+                id=f"{self._task_queue}-{shard}",
+                task_queue=self._task_queue,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary=f"Periodic work: {shard.work}",
+            )
 
 
 def _tls_of(settings: Settings) -> TLSConfig | bool:

@@ -8,10 +8,8 @@ import pytest
 from sqlalchemy import func, select, update
 
 from deployerp.activities.expired import forget_expired
-from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
-from deployerp.activities.sweep import OperationActivities
-from deployerp.core.secrets import Vault
+from deployerp.activities.sweep import Sweep
 from deployerp.core.settings import Settings
 from deployerp.database import base
 from deployerp.database.base import new_id, utc_now
@@ -25,7 +23,6 @@ from deployerp.domain.users import User
 from deployerp.domain.webhooks.deliveries import WebhookAttempt, WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 from tests.conftest import Client
-from tests.drivers.clouds.fake_cloud import FakeClouds
 from tests.webhooks import House
 
 MODELS = (IdempotencyRecord, RateWindow, RefreshToken, SetPasswordToken)
@@ -96,8 +93,7 @@ async def test_a_sweep_forgets_too(
     assert answer.status_code == 201
     async with sessions() as session, session.begin():
         await session.execute(update(IdempotencyRecord).values(expires_at=utc_now() - timedelta(days=1)))
-    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
-    await OperationActivities(sessions, records, await Temporal.open(settings), settings, reaper).sweep()
+    await Sweep(sessions, records, await Temporal.open(settings), settings).sweep()
     assert (await kept(sessions))[0] == 0
 
 
@@ -170,9 +166,8 @@ async def test_a_sweep_keeps_events_as_long_as_the_settings_say(
 ) -> None:
     await written(house, timedelta(days=3), monkeypatch)
     temporal = await Temporal.open(settings)
-    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
-    await OperationActivities(sessions, records, temporal, settings, reaper).sweep()
+    await Sweep(sessions, records, temporal, settings).sweep()
     assert await kept(sessions, EVENTS) == [1, 1, 1]
     impatient = settings.model_copy(update={"event_retention_days": 2})
-    await OperationActivities(sessions, records, temporal, impatient, reaper).sweep()
+    await Sweep(sessions, records, temporal, impatient).sweep()
     assert await kept(sessions, EVENTS) == [0, 0, 0]

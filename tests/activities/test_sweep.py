@@ -11,11 +11,9 @@ from sqlalchemy import select, update
 from sqlmodel import col
 
 from deployerp.activities import sweep as activities
-from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import STEP_LEASE, Records
-from deployerp.activities.sweep import OperationActivities
+from deployerp.activities.sweep import Sweep
 from deployerp.core.errors import Unavailable
-from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import SessionFactory
@@ -26,7 +24,6 @@ from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.domain.webhooks.endpoints import WebhookEndpoint
 from deployerp.drivers.temporal import Temporal, webhook_task_queue
 from tests.conftest import Fleet, free_port, new_client, open_api
-from tests.drivers.clouds.fake_cloud import FakeClouds
 
 HOOKS = "https://example.com/hooks"
 
@@ -38,17 +35,11 @@ class Sweeper:
     sessions: SessionFactory
     records: Records
     temporal: Temporal
-    reaper: NodeReaper
     at_once: int = 500
 
     def __post_init__(self) -> None:
-        self._activities = OperationActivities(
-            self.sessions,
-            self.records,
-            self.temporal,
-            Settings.model_construct(),
-            self.reaper,
-            self.at_once,
+        self._sweep = Sweep(
+            self.sessions, self.records, self.temporal, Settings.model_construct(), self.at_once
         )
 
     async def sweep(self) -> SweepReport:
@@ -60,7 +51,7 @@ class Sweeper:
                 .where(col(WebhookDelivery.state) == "pending")
                 .values(next_attempt_at=a_minute_ago)
             )
-        return await self._activities.sweep()
+        return await self._sweep.sweep()
 
     async def cancel_requests(self, workflow_id: str) -> int:
         history = await self.temporal.client.get_workflow_handle(workflow_id).fetch_history()
@@ -70,8 +61,7 @@ class Sweeper:
 
 @pytest.fixture
 async def sweeper(sessions: SessionFactory, records: Records, settings: Settings) -> Sweeper:
-    reaper = NodeReaper(sessions, FakeClouds(), Vault(settings.encryption_keys))
-    return Sweeper(sessions, records, await Temporal.open(settings), reaper)
+    return Sweeper(sessions, records, await Temporal.open(settings))
 
 
 @pytest.fixture
@@ -158,7 +148,7 @@ async def test_an_endpoint_that_cannot_be_woken_stops_neither_the_others_nor_wha
 
 async def test_young_rows_are_left_to_who_wrote_them(offline: Fleet, sweeper: Sweeper) -> None:
     await offline.begin_server()
-    assert await sweeper._activities.sweep() == SweepReport()
+    assert await sweeper._sweep.sweep() == SweepReport()
 
 
 @pytest.mark.parametrize("claimed", [False, True])
@@ -255,10 +245,10 @@ async def test_an_endpoint_for_which_nothing_is_overdue_is_left_alone(
     await offline.client.call("POST", "/v1/webhook-endpoints", {"url": HOOKS})
     await offline.server()
     # What has just become due is in the hands of whoever wrote it.
-    assert await sweeper._activities.sweep() == SweepReport()
+    assert await sweeper._sweep.sweep() == SweepReport()
     async with sessions() as session, session.begin():
         await session.execute(update(WebhookDelivery).values(facts))
-    assert await sweeper._activities.sweep() == SweepReport()
+    assert await sweeper._sweep.sweep() == SweepReport()
 
 
 @pytest.mark.fault("15")
@@ -371,7 +361,7 @@ async def test_steps_of_closed_operations_whose_worker_is_lost_are_ended(
     async with sessions() as session, session.begin():
         old = col(OperationStep.operation_id).in_([UUID(ids["lost"]), UUID(ids["open"])])
         await session.execute(update(OperationStep).where(old).values(updated_at=utc_now() - 2 * STEP_LEASE))
-    assert (await sweeper._activities.sweep()).ended_steps == 1
+    assert (await sweeper._sweep.sweep()).ended_steps == 1
 
     async def steps(name: str) -> list[tuple[str, str | None]]:
         found = (await fleet.client.data("GET", f"/v1/operations/{ids[name]}"))["steps"]

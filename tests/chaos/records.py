@@ -23,7 +23,7 @@ from deployerp.domain.webhooks.deliveries import WebhookDelivery
 from deployerp.drivers.temporal import Temporal
 
 # They never end.
-_STANDING_WORKFLOWS = ("KeepSweeping", "DeliverWebhooks")
+_STANDING_WORKFLOWS = ("KeepWorking", "DeliverWebhooks")
 _TOLD = (Event, Operation, OperationStep, WebhookDelivery)
 # Longer than any of the control plane's transactions takes that is not stuck.
 _STUCK = "5 seconds"

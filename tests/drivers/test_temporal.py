@@ -54,16 +54,16 @@ async def test_an_operation_is_found_by_the_name_of_its_resource(temporal: Tempo
 
 
 @pytest.mark.fault("16")
-async def test_every_worker_adopts_the_sweep_that_runs(temporal: Temporal) -> None:
-    await temporal.ensure_sweep()
-    sweep = temporal.client.get_workflow_handle(f"{temporal._task_queue}-sweep")
+async def test_every_worker_adopts_the_periodic_work_that_runs(temporal: Temporal) -> None:
+    await temporal.ensure_periodic_work()
+    sweep = temporal.client.get_workflow_handle(f"{temporal._task_queue}-sweep-0")
     first = (await sweep.describe()).run_id
-    await temporal.ensure_sweep()
+    await temporal.ensure_periodic_work()
     assert (await sweep.describe()).run_id == first
     await temporal.terminate(sweep.id, "An operator did it.")
-    await temporal.ensure_sweep()
+    await temporal.ensure_periodic_work()
     described = await sweep.describe()
-    assert (described.status, described.workflow_type) == (WorkflowExecutionStatus.RUNNING, "KeepSweeping")
+    assert (described.status, described.workflow_type) == (WorkflowExecutionStatus.RUNNING, "KeepWorking")
 
 
 @pytest.fixture

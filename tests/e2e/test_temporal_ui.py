@@ -8,6 +8,7 @@ from temporalio.api.sdk.v1 import WorkflowMetadata
 from temporalio.client import WorkflowHandle
 
 from deployerp.domain.operations.steps import STEPS
+from deployerp.domain.periodic import SHARDS
 from deployerp.drivers.temporal import KIND, ORGANIZATION, RESOURCE, SLUG
 from tests.e2e.conftest import House, Shop
 from tests.e2e.plane import Plane
@@ -51,14 +52,14 @@ async def test_operations_are_found_by_organization_resource_and_kind(plane: Pla
 
 
 @pytest.mark.fault("16")
-async def test_an_operator_finds_an_instance_by_its_slug_among_one_sweep(plane: Plane, shop: Shop) -> None:
+async def test_an_operator_finds_an_instance_by_its_slug(plane: Plane, shop: Shop) -> None:
     by_slug = f"DeployerpSlug = '{shop.slug}' OR WorkflowId STARTS_WITH 'instance-deploy.{shop.slug}.'"
     async with asyncio.timeout(10):
         while not (found := [one.id async for one in plane.temporal.client.list_workflows(by_slug)]):
             await asyncio.sleep(0.2)
     assert f"instance-deploy.{shop.slug}.{shop.operation['id']}" in found
-    queue = f"TaskQueue = '{plane.settings.temporal_task_queue}' AND WorkflowType = 'KeepSweeping'"
-    assert len([one async for one in plane.temporal.client.list_workflows(queue)]) == 1
+    queue = f"TaskQueue = '{plane.settings.temporal_task_queue}' AND WorkflowType = 'KeepWorking'"
+    assert len([one async for one in plane.temporal.client.list_workflows(queue)]) == len(SHARDS)
 
 
 async def test_current_details_name_the_step_in_words(plane: Plane, house: House, shop: Shop) -> None:

@@ -18,6 +18,7 @@ from temporalio.client import Client, WorkflowFailureError, WorkflowHandle
 from deployerp.core.errors import EngineError, ImageUnavailable, ProviderRefused
 from deployerp.domain.operations.messages import EndpointOrder, TurnResult, queue_for
 from deployerp.domain.operations.stateful import action_of
+from deployerp.domain.periodic import Shard
 from deployerp.domain.tables import lifecycles
 from deployerp.embedded import control_plane
 from tests.skipping import skipping_environment
@@ -113,7 +114,8 @@ ON_TIME = [
         "cancelled", "instance", "restart", plays={"start_odoo": until_cancelled}, cancel_during="start_odoo"
     ),
     Scenario(
-        "cancelled", "KeepSweeping", plays={"keep_sweeping": until_cancelled}, cancel_during="keep_sweeping"
+        "cancelled", "KeepWorking", (Shard("sweep"),),
+        plays={"keep_working": until_cancelled}, cancel_during="keep_working",
     ),
     # A rest there ends by a signal and not by itself.
     _deliveries("woken", TurnResult(0, 3600), TurnResult(0, None), rouse_with="wake"),

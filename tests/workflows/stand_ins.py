@@ -16,11 +16,11 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from deployerp.activities.instances import InstanceActivities
+from deployerp.activities.periodic import PeriodicActivities
 from deployerp.activities.records import Records, StepFailure
 from deployerp.activities.server_instances import ServerInstanceActivities
 from deployerp.activities.servers import ServerActivities
 from deployerp.activities.steps.interceptor import ActivityInterceptor
-from deployerp.activities.sweep import OperationActivities
 from deployerp.activities.webhooks.deliveries import WebhookActivities
 from deployerp.domain.operations.messages import (
     OperationEnd,
@@ -34,7 +34,7 @@ from deployerp.worker import WORKFLOWS, activities_of
 
 GROUPS = (
     Records,
-    OperationActivities,
+    PeriodicActivities,
     ServerActivities,
     ServerInstanceActivities,
     InstanceActivities,

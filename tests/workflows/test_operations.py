@@ -148,7 +148,7 @@ def test_every_lifecycle_row_names_a_registered_workflow_and_the_reverse() -> No
     named = [row.workflow for each in lifecycles().values() for row in each.actions.values()]
     registered = {workflow.__name__ for workflow in WORKFLOWS}
     assert len(named) == len(set(named))
-    assert registered == {*named, "DeliverWebhooks", "KeepSweeping"}
+    assert registered == {*named, "DeliverWebhooks", "KeepWorking"}
 
 
 def test_every_action_has_its_steps_here() -> None:

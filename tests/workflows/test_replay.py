@@ -13,6 +13,7 @@ from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 from temporalio.workflow import NondeterminismError
 
+from deployerp.domain import periodic
 from deployerp.domain.operations import messages
 from deployerp.worker import WORKFLOWS
 from tests.workflows.record_histories import FOLDER, ON_TIME, SKIPPING
@@ -22,7 +23,7 @@ every_history = pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path
 # What may travel through Temporal: the fields of messages, and a failure's own.
 _FIELDS = {
     field.name
-    for message in vars(messages).values()
+    for message in (*vars(messages).values(), *vars(periodic).values())
     if dataclasses.is_dataclass(message)
     for field in dataclasses.fields(message)
 } | {"name", "code", "type"}

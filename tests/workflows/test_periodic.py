@@ -1,11 +1,12 @@
-"""The sweep's workflow goes on for ever, and its history stays short."""
+"""The workflow of periodic work goes on for ever, and its history stays short."""
 
 from uuid import uuid4
 
 import pytest
 from temporalio.client import Client, WorkflowExecutionStatus
 
-from deployerp.workflows.sweep import SHIFTS
+from deployerp.domain.periodic import Shard
+from deployerp.workflows.periodic import SHIFTS
 from tests.workflows.stand_ins import StandIns, until_cancelled, working
 
 
@@ -17,10 +18,10 @@ async def test_after_so_many_shifts_it_goes_on_with_an_empty_history(temporal_ad
         if len(stand_ins.calls) > SHIFTS:
             await until_cancelled(1)
 
-    stand_ins = StandIns({"keep_sweeping": play})
-    queue = f"sweep-{uuid4()}"
+    stand_ins = StandIns({"keep_working": play})
+    queue = f"periodic-{uuid4()}"
     async with working(client, stand_ins, queue):
-        handle = await client.start_workflow("KeepSweeping", id=queue, task_queue=queue)
+        handle = await client.start_workflow("KeepWorking", Shard("sweep"), id=queue, task_queue=queue)
         first_run = client.get_workflow_handle(queue, run_id=handle.result_run_id)
         while (await first_run.describe()).status != WorkflowExecutionStatus.CONTINUED_AS_NEW:
             assert len((await first_run.fetch_history()).events) <= 7 * SHIFTS + 10

@@ -1,0 +1,29 @@
+"""Work that comes round again and again, and how it is divided among workers.
+
+It imports nothing of ours, so that workflows can use it inside Temporal's sandbox.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+# By the name of each kind of work: into how many shards it is divided.
+SHARDS = {"sweep": 1, "reap": 1}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One part of a kind of periodic work: number `index`, from 0, of `count`."""
+
+    work: str
+    index: int = 0
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.work}-{self.index}"
+
+
+def shards() -> Iterator[Shard]:
+    """Every shard of every kind of work."""
+    for work, count in SHARDS.items():
+        for index in range(count):
+            yield Shard(work, index, count)
