@@ -9,10 +9,10 @@ from sqlmodel import col
 
 from deployerp.database.base import utc_now
 from deployerp.domain.events.log import Subject, write_events
+from deployerp.domain.operations.holds import release_holds
 from deployerp.domain.operations.lifecycles import DELETED, FAILED
 from deployerp.domain.operations.messages import EndpointOrder, OperationEnd, OperationOrder
 from deployerp.domain.operations.operation import Operation, OperationHold, OperationStep
-from deployerp.domain.operations.ordering import release_holds
 from deployerp.domain.operations.stateful import STATEFUL, Stateful, action_of
 
 
@@ -46,7 +46,7 @@ async def lock_included(session: AsyncSession, order: OperationOrder) -> Sequenc
         return []
     table = STATEFUL[includes.resource_type]
     held = select(col(OperationHold.resource_id)).where(
-        col(OperationHold.operation_id) == UUID(order.operation_id)
+        col(OperationHold.operation_id) == UUID(order.operation_id), col(OperationHold.mode) == "exclusive"
     )
     query = select(table).where(col(table.id).in_(held)).order_by(col(table.id)).with_for_update()
     return (await session.scalars(query)).all()

@@ -27,6 +27,8 @@ class Requirement:
     # The column of this resource that holds the id of the other.
     column: str
     states: tuple[str, ...]
+    # The operation reads it, and holds it shared until its end.
+    reads: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,22 +3,31 @@
 Requests order operations, and so do workflows and schedules: nothing here knows of requests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 from uuid import UUID
 
 from pydantic import TypeAdapter
-from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import col
 
 from deployerp.core.errors import InvalidState, OperationInProgress
 from deployerp.database.base import new_id, utc_now
 from deployerp.database.statements import put
 from deployerp.domain import tables  # noqa: F401  (registers every resource)
-from deployerp.domain.operations.lifecycles import DELETED, FAILED, OPEN_OPERATION_STATES, Action
+from deployerp.domain.events.log import write_event
+from deployerp.domain.operations.holds import (
+    check_holds,
+    hold_of,
+    holds_of,
+    lock_holders,
+    lock_included,
+    lock_required,
+    release_holds,
+    take_over,
+)
+from deployerp.domain.operations.lifecycles import DELETED, FAILED, Action
 from deployerp.domain.operations.messages import workflow_id
 from deployerp.domain.operations.operation import Operation, OperationHold
 from deployerp.domain.operations.stateful import STATEFUL, Stateful
@@ -68,19 +77,24 @@ async def order(
         retry_of=retry_of.id if retry_of else None,
         parent_id=parent.id if parent else None,
     )
-    if parent is not None:
-        await _take_over(session, parent, operation)
+    is_new = action is resource.lifecycle.first and retry_of is None
+    if parent is not None and not is_new:
+        await put(session, operation)
+        await take_over(session, parent, operation)
         resource.move(action.transitional)
         return operation
-    is_new = action is resource.lifecycle.first and retry_of is None
     included = [] if is_new else await lock_included(session, resource, action)
-    if not is_new:
-        await _check_holds(session, resource, included)
-    if not force:
-        await _check_requirement(session, resource, action)
+    required = None if force else await lock_required(session, resource, action)
+    read = [required] if required and action.requires and action.requires.reads else []
+    exclusive = [] if is_new else [resource, *included]
+    await check_holds(session, resource, exclusive, read, parent)
+    if required:
+        _check_requirement(action, required)
     if not is_new:
         _check_status(resource, action, is_retry=retry_of is not None)
-    await _write(session, operation, [_hold(operation, each) for each in (resource, *included)])
+    holds = [hold_of(operation, each) for each in (resource, *included)]
+    holds += [hold_of(operation, each, "shared") for each in read]
+    await _write(session, operation, holds)
     if not is_new:
         # A new resource is pending until its workflow claims the operation.
         _move(resource, action, included)
@@ -95,61 +109,47 @@ def parameters_of(order: Any, kind: type[Any]) -> Any:
 async def supersede(session: AsyncSession, resource: Stateful) -> list[Operation]:
     """Closes the operations that a deletion by force replaces, and returns them.
 
-    These are the open operations on the locked resource and on what its deletion includes. A deletion by
-    force of the resource itself stays open: a second request for it must not start it again.
+    These are the open operations on the locked resource and on what its deletion includes, and those that
+    only read them. A deletion by force of the resource itself stays open: a second request for it must not
+    start it again. Another's operation that changes the resource, such as its server's, stays open too.
     """
     included = await lock_included(session, resource, resource.lifecycle.actions["delete"])
     subjects = {each.id: each for each in (resource, *included)}
     closed = []
     for operation in await lock_holders(session, list(subjects)):
-        subject = subjects.get(operation.resource_id)
-        if subject is None or (operation.force and subject is resource):
+        if operation.force and operation.resource_id == resource.id:
+            continue
+        own = subjects.get(operation.resource_id) or await _lock_reader(session, operation, subjects)
+        if own is None:
             continue
         for hold in await release_holds(session, operation):
             held = subjects.get(hold.resource_id)
-            if held is not None and held.status in held.lifecycle.transitional:
+            if held is not None and hold.mode == "exclusive" and held.status in held.lifecycle.transitional:
                 held.move(hold.status_before, held.status_message)
         operation.state, operation.finished_at = "cancelled", utc_now()
         operation.error_code = "superseded"
         operation.error_message = f"The {resource.resource_type} was deleted by force."
-        subject.move(FAILED, subject.status_message)
+        if own.id in subjects:
+            own.move(FAILED, own.status_message)
+        else:
+            own.move(FAILED, operation.error_message)
+            # The sweep wakes the endpoints: nobody waits for this event.
+            action = own.lifecycle.actions[operation.action]
+            await write_event(session, own.lifecycle.failure_event(action), own)
         closed.append(operation)
     await session.flush()
     return closed
 
 
-async def release_holds(session: AsyncSession, operation: Operation) -> Sequence[OperationHold]:
-    """Lets go everything that an operation holds; returns what it held."""
-    query = select(OperationHold).where(col(OperationHold.operation_id) == operation.id)
-    holds = (await session.scalars(query)).all()
-    await session.execute(delete(OperationHold).where(col(OperationHold.operation_id) == operation.id))
-    return holds
-
-
-async def lock_holders(session: AsyncSession, resource_ids: Sequence[UUID]) -> Sequence[Operation]:
-    """The open operations that hold any of these resources, locked, the latest first."""
-    held = select(col(OperationHold.operation_id)).where(col(OperationHold.resource_id).in_(resource_ids))
-    found = await session.scalars(
-        select(Operation)
-        .where(col(Operation.id).in_(held), col(Operation.state).in_(OPEN_OPERATION_STATES))
-        .order_by(col(Operation.id).desc())
-        .with_for_update()
-    )
-    return found.all()
-
-
-async def lock_included(session: AsyncSession, resource: Stateful, action: Action) -> list[Stateful]:
-    """The resources that the action holds beside its own, locked."""
-    if action.includes is None:
-        return []
-    table = STATEFUL[action.includes.resource_type]
-    query = (
-        select(table)
-        .where(getattr(table, action.includes.column) == resource.id, col(table.status) != DELETED)
-        .order_by(col(table.id))
-        .with_for_update()
-    )
-    return list((await session.scalars(query)).all())
+async def _lock_reader(
+    session: AsyncSession, operation: Operation, subjects: Mapping[UUID, Stateful]
+) -> Stateful | None:
+    """The locked resource of an operation that only reads the subjects; None when it changes one."""
+    holds = await holds_of(session, operation)
+    if any(hold.mode == "exclusive" and hold.resource_id in subjects for hold in holds):
+        return None
+    table = STATEFUL[operation.resource_type]
+    return await session.get_one(table, operation.resource_id, with_for_update=True)
 
 
 def _as_json(action: Action, parameters: object) -> dict[str, Any]:
@@ -160,43 +160,14 @@ def _as_json(action: Action, parameters: object) -> dict[str, Any]:
     return cast("dict[str, Any]", TypeAdapter(action.parameters).dump_python(parameters, mode="json"))
 
 
-async def _take_over(session: AsyncSession, parent: Operation, operation: Operation) -> None:
-    hold = await session.scalar(
-        select(OperationHold).where(
-            col(OperationHold.operation_id) == parent.id,
-            col(OperationHold.resource_id) == operation.resource_id,
-        )
-    )
-    if hold is None:
-        raise OperationInProgress("The operation does not hold the resource any more.")
-    await put(session, operation)
-    hold.operation_id = operation.id
-
-
-async def _check_holds(session: AsyncSession, resource: Stateful, included: Sequence[Stateful]) -> None:
-    for operation in await lock_holders(session, [resource.id, *(each.id for each in included)]):
-        other = f"{operation.resource_type} {operation.resource_name}"
-        subject = f"this {resource.resource_type}" if operation.resource_id == resource.id else other
-        raise OperationInProgress(
-            f"Operation `{operation.action}` runs on {subject}: wait for it or cancel it.",
-            details={"operation_id": str(operation.id)},
-        )
-
-
-async def _check_requirement(session: AsyncSession, resource: Stateful, action: Action) -> None:
-    if action.requires is None:
-        return
-    table = STATEFUL[action.requires.resource_type]
-    query = select(col(table.name), col(table.status)).where(
-        col(table.id) == getattr(resource, action.requires.column)
-    )
-    name, status = (await session.execute(query)).one()
-    if status not in action.requires.states:
+def _check_requirement(action: Action, required: Stateful) -> None:
+    states = action.requires.states if action.requires else ()
+    if required.status not in states:
         way_out = ", or add force=true" if action.end == DELETED else ""
         raise InvalidState(
-            f"The {action.requires.resource_type} {name} is {status}, and `{action.name}` needs it to be"
-            f" {' or '.join(action.requires.states)}: start it first{way_out}.",
-            details={"status": status},
+            f"The {required.resource_type} {required.name} is {required.status}, and `{action.name}` needs it"
+            f" to be {' or '.join(states)}: start it first{way_out}.",
+            details={"status": required.status},
         )
 
 
@@ -216,16 +187,6 @@ def _check_status(resource: Stateful, action: Action, *, is_retry: bool) -> None
             f"Cannot {name}: the {resource.resource_type} is {resource.status}, not {' or '.join(allowed)}.",
             details={"status": resource.status, "allowed": list(allowed)},
         )
-
-
-def _hold(operation: Operation, resource: Stateful) -> OperationHold:
-    return OperationHold(
-        organization_id=resource.organization_id,
-        operation_id=operation.id,
-        resource_type=resource.resource_type,
-        resource_id=resource.id,
-        status_before=resource.status,
-    )
 
 
 async def _write(session: AsyncSession, operation: Operation, holds: Sequence[OperationHold]) -> None:

@@ -1,5 +1,6 @@
 """A table with a lifecycle is all that a new type of resource needs to be ordered, run, ended and told of."""
 
+import asyncio
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -16,10 +17,11 @@ from deployerp.database.sessions import SessionFactory
 from deployerp.domain.events.event import Event
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.events.types import EVENT_TYPES, lifecycle_event_types
+from deployerp.domain.operations.holds import release_holds
 from deployerp.domain.operations.lifecycles import Action, Lifecycle, Requirement, lifecycle
 from deployerp.domain.operations.messages import OperationEnd
 from deployerp.domain.operations.operation import Operation, OperationHold
-from deployerp.domain.operations.ordering import SYSTEM, Actor, order, parameters_of
+from deployerp.domain.operations.ordering import SYSTEM, Actor, order, parameters_of, supersede
 from deployerp.domain.operations.stateful import STATEFUL, Stateful, state_constraints
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
@@ -40,7 +42,7 @@ COPY = lifecycle(
     ("pending", "copying", "running", "checking", "deleting", "deleted", "failed"),
     Action(
         "make", ("pending",), "copying", "running", "manage:copies", "MakeCopy", "copy.made",
-        on_failure="failed", requires=Requirement("server", "server_id", ("running",)),
+        on_failure="failed", requires=Requirement("server", "server_id", ("running",), reads=True),
         parameters=CopyParameters,
     ),
     Action("check", ("running",), "checking", "running", "manage:copies", "CheckCopy", "copy.checked"),
@@ -100,6 +102,8 @@ async def server(sessions: SessionFactory) -> Server:
 
 async def ordered(sessions: SessionFactory, copy: Stateful, name: str, **options: Any) -> Operation:
     async with sessions() as session, session.begin():
+        if name == "make":
+            options.setdefault("parameters", CopyParameters(destination=copy.id))
         if name == "make" and "retry_of" not in options:
             session.add(copy)
             await session.flush()
@@ -161,3 +165,78 @@ async def test_an_action_takes_the_parameters_that_it_declares(
     for parameters in (None, {"destination": str(server.id)}, Actor()):
         with pytest.raises(TypeError, match="make takes CopyParameters"):
             await ordered(sessions, copy, "make", parameters=parameters)
+
+
+def copy_of(server: Server, copies: type[Any], name: str = "first") -> Any:
+    return copies(organization_id=server.organization_id, server_id=server.id, name=name)
+
+
+async def test_what_an_operation_reads_is_not_changed_meanwhile(
+    copies: type[Any], server: Server, sessions: SessionFactory, records: Records
+) -> None:
+    first = await ordered(sessions, copy_of(server, copies), "make")
+    second = await ordered(sessions, copy_of(server, copies, "second"), "make")
+    with pytest.raises(OperationInProgress, match="Operation `make` runs on copy second") as caught:
+        await ordered(sessions, server, "stop")
+    assert caught.value.details == {"operation_id": str(second.id)}
+    for operation in (first, second):
+        assert await records.claim_operation(operation.order)
+        await records.end_operation(OperationEnd(operation.order, "succeeded"))
+    assert (await records.get(Server, server.id)).status == "running"
+    await ordered(sessions, server, "stop")
+
+
+async def test_what_is_being_changed_is_not_read(
+    copies: type[Any], server: Server, sessions: SessionFactory
+) -> None:
+    stop = await ordered(sessions, server, "stop")
+    with pytest.raises(OperationInProgress, match="Operation `stop` runs on server one") as caught:
+        await ordered(sessions, copy_of(server, copies), "make")
+    assert caught.value.details == {"operation_id": str(stop.id)}
+
+
+async def test_of_a_reader_and_a_writer_at_once_one_is_refused(
+    copies: type[Any], server: Server, sessions: SessionFactory
+) -> None:
+    async def attempt(resource: Stateful, name: str) -> Operation | None:
+        try:
+            return await ordered(sessions, resource, name)
+        except OperationInProgress:
+            return None
+
+    for number in range(5):
+        copy = copy_of(server, copies, f"copy {number}")
+        begun = await asyncio.gather(attempt(copy, "make"), attempt(server, "stop"))
+        [operation] = [each for each in begun if each]
+        async with sessions() as session, session.begin():
+            await release_holds(session, operation)
+            (await session.get_one(Server, server.id)).move("running")
+
+
+async def test_an_operation_reads_what_its_parent_changes(
+    copies: type[Any], server: Server, sessions: SessionFactory
+) -> None:
+    """As a backup does that the deletion of its instance has ordered."""
+    parent = await ordered(sessions, server, "restart")
+    async with sessions() as session, session.begin():
+        (await session.get_one(Server, server.id)).move("running")
+    child = await ordered(sessions, copy_of(server, copies), "make", parent=parent)
+    assert child.parent_id == parent.id
+
+
+async def test_a_deletion_by_force_closes_the_operations_that_read(
+    copies: type[Any], server: Server, sessions: SessionFactory, records: Records
+) -> None:
+    copy = copy_of(server, copies)
+    operation = await ordered(sessions, copy, "make")
+    assert await records.claim_operation(operation.order)
+    async with sessions() as session, session.begin():
+        locked = await session.get_one(Server, server.id, with_for_update=True)
+        assert [each.id for each in await supersede(session, locked)] == [operation.id]
+        await order(session, SYSTEM, locked, "delete", force=True)
+    closed = await records.get(Operation, operation.id)
+    assert (closed.state, closed.error_code) == ("cancelled", "superseded")
+    left = await records.get(copies, copy.id)
+    assert (left.status, left.status_message) == ("failed", "The server was deleted by force.")
+    events = await records.find(select(Event.type).where(col(Event.resource_id) == copy.id))
+    assert events == ["copy.make_failed"]
