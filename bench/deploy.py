@@ -169,6 +169,7 @@ async def main() -> int:
         images = Images(settings.postgres_image, settings.odoo_image_for(_VERSION))
         options = [f"--home={home}", f"--port={ports.api}", f"--temporal-port={ports.temporal}"]
         options += [f"--ui-port={ports.temporal_ui}", f"--storage-port={ports.object_storage}"]
+        options.append(f"--worker-port={ports.worker}")
         try:
             async with (
                 running(home, "dev", "--no-images", *options) as process,

@@ -11,6 +11,7 @@ from temporalio.worker import Interceptor, Worker
 
 from deployerp.activities.instances import InstanceActivities
 from deployerp.activities.periodic import PeriodicActivities, Round
+from deployerp.activities.queries import Answers, serve_queries
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
 from deployerp.activities.server_instances import ServerInstanceActivities
@@ -110,7 +111,13 @@ async def _working(
         workflow_tasks_at_once=_FAILING_WORKFLOW_TASKS_AT_ONCE,
     )
     try:
-        async with operations, webhooks, failing_webhooks:
+        answers = Answers(clouds, vault)
+        async with (
+            serve_queries(answers, vault, settings.worker_host, settings.worker_port),
+            operations,
+            webhooks,
+            failing_webhooks,
+        ):
             await temporal.ensure_periodic_work()
             yield
     finally:

@@ -20,10 +20,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from xdist.scheduler import LoadScopeScheduling
 
+from deployerp.activities.queries import Answers, serve_queries
 from deployerp.activities.records import Records
 from deployerp.api.app import create_app, open_context
 from deployerp.core.errors import tree
-from deployerp.core.secrets import new_encryption_key
+from deployerp.core.secrets import Vault, new_encryption_key
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory, open_database, session_factory
 from deployerp.domain.api_keys import new_api_key
@@ -35,6 +36,7 @@ from deployerp.domain.plans import Plan
 from deployerp.drivers.temporal import Temporal
 from deployerp.embedded import control_plane
 from deployerp.migrations import configuration
+from tests.drivers.clouds.fake_cloud import FakeClouds
 
 _ON_POSTGRES = {"postgres_server", "postgres_url", "migrated_postgres"}
 
@@ -218,11 +220,22 @@ class Client:
 
 
 @asynccontextmanager
-async def open_api(settings: Settings, *, settled: bool = True) -> AsyncIterator[httpx.AsyncClient]:
-    """The API in this process; an answer comes when what is done beside it is done, unless not `settled`."""
+async def open_api(
+    settings: Settings, *, settled: bool = True, clouds: FakeClouds | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """The API in this process, with the query service of a worker that knows these clouds.
+
+    An answer comes when what is done beside it is done, unless not `settled`.
+    """
     # An application builds its routes with its first request, which takes longer than most tests.
     app = _IDLE_APPS.pop() if _IDLE_APPS else create_app(Settings.model_construct())
-    async with open_context(settings) as app.state.context:
+    vault = Vault(settings.encryption_keys)
+    async with (
+        serve_queries(Answers(clouds or FakeClouds(), vault), vault, "127.0.0.1", 0) as port,
+        open_context(
+            settings.model_copy(update={"worker_url": f"http://127.0.0.1:{port}"})
+        ) as app.state.context,
+    ):
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
 
         async def settle(answer: httpx.Response) -> None:

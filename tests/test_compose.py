@@ -38,7 +38,7 @@ SECRETS = {
 # They mean something only to the embedded control plane, to the command line, and to the `docker` provider.
 # Its Temporal is its own, in a network of its own.
 TEMPORAL_ELSEWHERE = {"temporal_api_key", *(each for each in Settings.model_fields if "temporal_tls" in each)}
-NOT_IN_COMPOSE = {"home", "api_host", "api_port", "node_image", *TEMPORAL_ELSEWHERE}
+NOT_IN_COMPOSE = {"home", "api_host", "api_port", "worker_port", "node_image", *TEMPORAL_ELSEWHERE}
 
 Services = dict[str, dict[str, Any]]
 
@@ -114,7 +114,7 @@ def test_commands_exist(services: Services) -> None:
 
 
 def test_no_secret_is_written_down(source: Services) -> None:
-    sensitive = re.compile(r"PASSWORD|PWD|SECRET|KEYS|URL")
+    sensitive = re.compile(r"PASSWORD|PWD|SECRET|KEYS|DATABASE_URL")
     values = [
         value
         for service in source.values()

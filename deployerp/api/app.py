@@ -44,6 +44,7 @@ from deployerp.database.reads import open_reader
 from deployerp.database.sessions import open_database, session_factory
 from deployerp.domain import tables  # noqa: F401  (foreign keys find every table)
 from deployerp.domain.rate_windows import open_connections
+from deployerp.drivers.queries import Queries
 from deployerp.drivers.temporal import Temporal
 
 # The most asked for first: routes are tried in their order.
@@ -75,12 +76,14 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     background = Background()
     counting = open_connections(settings.database_url) if database.dialect.name == "postgresql" else None
     limiter = Limiter(sessions, counting)
+    vault = Vault(settings.encryption_keys)
     context = Context(
         settings=settings,
         sessions=sessions,
         reader=open_reader(settings.database_url, database, sessions),
         temporal=await Temporal.open(settings),
-        vault=Vault(settings.encryption_keys),
+        queries=Queries(settings.worker_url, vault),
+        vault=vault,
         authenticator=Authenticator(settings, sessions, background),
         limiter=limiter,
         guesses=Guesses(limiter),
@@ -92,6 +95,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         yield context
     finally:
         await context.background.drain()
+        await context.queries.close()
         await context.reader.close()
         if counting is not None:
             await counting.close()

@@ -4,22 +4,31 @@ from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Response
-from pydantic import Field, StringConstraints
+from fastapi import APIRouter, Request, Response
+from pydantic import Field, StringConstraints, ValidationError
 from sqlalchemy import func, select
 from sqlmodel import col
 
 from deployerp.api.contract.changes import ChangeDep
+from deployerp.api.contract.dependencies import context
 from deployerp.api.contract.errors import documented, invalid_field
 from deployerp.api.contract.resources import serve
-from deployerp.api.contract.routes import Route, needs
+from deployerp.api.contract.routes import Route, checked_by, needs
 from deployerp.api.contract.schemas import Body, Envelope, View
-from deployerp.core.errors import Conflict, NotFound, PreconditionFailed
+from deployerp.core.errors import (
+    Conflict,
+    NotFound,
+    PreconditionFailed,
+    ProviderRefused,
+    Unavailable,
+    UpstreamError,
+)
 from deployerp.core.fields import Name
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
 from deployerp.domain.operations.lifecycles import DELETED
 from deployerp.domain.providers import Provider
+from deployerp.domain.queries import CheckCredentials
 from deployerp.domain.servers import Server
 from deployerp.drivers.clouds.cloud import credential_fields, provider_kinds
 from deployerp.drivers.web.urls import check_destination, check_url
@@ -43,9 +52,32 @@ class ProviderRead(View):
     updated_at: datetime
 
 
-@router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[ProviderRead])
+async def _check_credentials(request: Request) -> None:
+    """Asks the cloud. Raises `ValidationFailed` when it refuses, `Unavailable` when it cannot be asked."""
+    shared = context(request)
+    try:
+        body = ProviderCreate.model_validate_json(await request.body())
+    except ValidationError:
+        # The endpoint says what is wrong.
+        return
+    _check(body, shared.settings)
+    if not body.credentials:
+        return
+    try:
+        await shared.queries.ask(CheckCredentials(body.kind, shared.vault.seal_mapping(body.credentials)))
+    except ProviderRefused as error:
+        raise invalid_field("credentials", f"were refused. {error.message}") from None
+    except UpstreamError as error:
+        raise Unavailable(f"The credentials could not be checked. {error.message}") from None
+
+
+@router.post(
+    "", status_code=201, responses=documented(Conflict, Unavailable), response_model=Envelope[ProviderRead]
+)
 @needs("manage:providers")
+@checked_by(_check_credentials)
 async def create_provider(body: ProviderCreate, change: ChangeDep) -> Response:
+    """Connects a cloud account; a worker checks the credentials with a call that changes nothing."""
     _check(body, change.shared.settings)
     provider = Provider(
         organization_id=change.caller.organization_id,

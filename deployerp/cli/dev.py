@@ -28,11 +28,12 @@ def dev(
     temporal_port: Annotated[int, typer.Option(help="Port of Temporal.")] = PORTS.temporal,
     ui_port: Annotated[int, typer.Option(help="Port of Temporal's UI.")] = PORTS.temporal_ui,
     storage_port: Annotated[int, typer.Option(help="Port of the object storage.")] = PORTS.object_storage,
+    worker_port: Annotated[int, typer.Option(help="Port of the worker's queries.")] = PORTS.worker,
     reload: Annotated[bool, typer.Option(help="Restart when the code changes.")] = False,
     images: Annotated[bool, typer.Option(help="Install Docker and prepare images first.")] = True,
 ) -> None:
     """Run the embedded control plane: API, worker, Temporal and object storage, on SQLite."""
-    ports = control_plane.Ports(port, temporal_port, ui_port, storage_port)
+    ports = control_plane.Ports(port, temporal_port, ui_port, storage_port, worker_port)
     settings = control_plane.embedded_settings(home, ports)
     logging.configure(settings.log_level)
     asyncio.run(_run(settings, ports, reload, images))
@@ -49,6 +50,7 @@ def demo(
 async def _run(settings: Settings, ports: control_plane.Ports, reload: bool, images: bool) -> None:
     # First: preparing images can take minutes.
     await control_plane.check_free("the API", settings.api_port)
+    await control_plane.check_free("the worker's queries", settings.worker_port)
     if images:
         await control_plane.provide_images(settings, note)
     async with control_plane.services(settings, ports):

@@ -24,7 +24,8 @@ class Vault:
                 "No encryption key is set: set DEPLOYERP_ENCRYPTION_KEYS"
                 " (`deployerp keys encryption` makes one)."
             )
-        fernets = [Fernet(key.get_secret_value()) for key in keys]
+        self._keys = [key.get_secret_value().encode() for key in keys]
+        fernets = [Fernet(key) for key in self._keys]
         self._first, self._fernet = fernets[0], MultiFernet(fernets)
 
     def seal(self, text: str) -> Sealed:
@@ -46,6 +47,10 @@ class Vault:
         except InvalidToken:
             return self.seal(self.open(sealed))
         return None
+
+    def derive(self, purpose: str) -> list[str]:
+        """A token for a purpose from each key: processes that have the keys need no further secret."""
+        return [hmac.new(key, purpose.encode(), hashlib.sha256).hexdigest() for key in self._keys]
 
     def seal_mapping(self, values: Mapping[str, Any]) -> Sealed:
         return self.seal(json.dumps(dict(values), sort_keys=True))

@@ -120,6 +120,19 @@ class Settings(BaseSettings):
     temporal_tls_server_name: str | None = Field(
         None, description="Host name in Temporal's certificate, where it is not that of the address."
     )
+    worker_host: str = Field(
+        "127.0.0.1", description="Address that a worker listens on for queries of the API."
+    )
+    worker_port: int = Field(
+        8010,
+        ge=0,
+        le=65535,
+        description="Port that a worker listens on for queries of the API. Workers on one machine share it.",
+    )
+    worker_url: str = Field(
+        "http://127.0.0.1:8010",
+        description="Where the API reaches a worker's queries, e.g. to check credentials of a cloud.",
+    )
     sweep_seconds: float = Field(10, gt=0, description="How often unstarted and orphaned work is looked for.")
     api_host: str = Field("127.0.0.1", description="Address that the API listens on.")
     api_port: int = Field(8000, ge=0, le=65535, description="Port that the API listens on.")

@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from deployerp.core.errors import Unavailable
@@ -41,11 +41,12 @@ class Ports:
     temporal: int = 7233
     temporal_ui: int = 8233
     object_storage: int = 9333
+    worker: int = 8010
 
     @classmethod
     def free(cls) -> "Ports":
         """Ports that nobody uses at the moment."""
-        sockets = [socket.socket() for _ in range(4)]
+        sockets = [socket.socket() for _ in fields(cls)]
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in sockets]
@@ -63,6 +64,8 @@ def embedded_settings(home: Path, ports: Ports) -> Settings:
         "database_url": f"sqlite+aiosqlite:///{home}/deployerp.db",
         "temporal_address": f"127.0.0.1:{ports.temporal}",
         "api_port": ports.api,
+        "worker_port": ports.worker,
+        "worker_url": f"http://127.0.0.1:{ports.worker}",
         "encryption_keys": [_load_or_create(home / "encryption.key", new_encryption_key)],
     }
     kept = {name: getattr(given, name) for name in given.model_fields_set & derived.keys()}

@@ -213,6 +213,7 @@ class _Demo:
         command = [sys.executable, "-m", "deployerp.cli"]
         options = [f"--port={ports.api}", f"--temporal-port={ports.temporal}"]
         options += [f"--ui-port={ports.temporal_ui}", f"--storage-port={ports.object_storage}"]
+        options.append(f"--worker-port={ports.worker}")
         # The receiver is on loopback, which webhooks do not reach unless an operator says so.
         environment = os.environ | {"DEPLOYERP_ALLOWED_NETWORKS": '["127.0.0.0/8"]'}
         with (settings.home / "control-plane.log").open("ab") as log:

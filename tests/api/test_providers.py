@@ -1,14 +1,21 @@
 """Providers through the API."""
 
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from uuid import UUID
 
+import httpx
 import pytest
 
+from deployerp.core.errors import CredentialsRefused, ProviderError
 from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.providers import Provider
-from tests.conftest import Client, Fleet
+from deployerp.drivers.clouds.cloud import Node
+from tests.conftest import Client, Fleet, new_client, open_api
+from tests.drivers.clouds.fake_cloud import FakeCloud, FakeClouds
 
 SECRET = "dop_v1_0123456789abcdef"
 
@@ -104,3 +111,91 @@ async def test_credentials_are_told_by_their_names(client: Client) -> None:
         [told] = error["details"]["fields"]
         assert told["field"] == field
         assert words in told["message"]
+
+
+@dataclass
+class Checked:
+    """A client whose worker's cloud fails with `error`, where it is set; `calls` are those of the cloud."""
+
+    client: Client
+    reader: Client
+    cloud: FakeCloud
+    error: Exception | None = None
+
+    async def create(self, headers: dict[str, str] | None = None) -> httpx.Response:
+        body = {"name": "cloud", "kind": "digitalocean", "credentials": {"token": SECRET}}
+        return await self.client.request("POST", "/v1/providers", body, headers)
+
+
+@pytest.fixture
+async def checked(settings: Settings) -> AsyncIterator[Checked]:
+    cloud = FakeCloud()
+    async with open_api(settings, clouds=FakeClouds(cloud)) as http:
+        client, reader = await new_client(http, settings), await new_client(http, settings, "read")
+        checked = Checked(client, reader, cloud)
+
+        def fail(_: str) -> None:
+            if checked.error:
+                raise checked.error
+
+        cloud.before_call = fail
+        yield checked
+
+
+async def test_credentials_that_the_cloud_refuses_connect_nothing(checked: Checked) -> None:
+    checked.error = CredentialsRefused("The digitalocean API answered 401. Check the credentials.")
+    answer = await checked.create()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "validation_error")
+    [field] = answer.json()["error"]["details"]["fields"]
+    assert (field["field"], SECRET in answer.text) == ("credentials", False)
+    assert "answered 401" in field["message"]
+    assert await checked.client.data("GET", "/v1/providers") == []
+    checked.error = None
+    assert (await checked.create()).status_code == 201
+
+
+async def test_a_cloud_that_cannot_be_asked_connects_nothing(checked: Checked) -> None:
+    checked.error = ProviderError("Could not reach the digitalocean API: connection refused.")
+    answer = await checked.create()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert "connection refused" in answer.json()["error"]["message"]
+    assert await checked.client.data("GET", "/v1/providers") == []
+
+
+async def test_a_repeated_request_is_answered_without_asking_the_cloud(checked: Checked) -> None:
+    first = await checked.create({"Idempotency-Key": "one"})
+    assert (first.status_code, checked.cloud.calls) == (201, ["find_nodes"])
+    checked.error = CredentialsRefused("No longer.")
+    again = await checked.create({"Idempotency-Key": "one"})
+    assert (again.status_code, again.json()["data"]) == (201, first.json()["data"])
+    assert checked.cloud.calls == ["find_nodes"]
+
+
+async def test_a_request_that_breaks_a_rule_asks_no_cloud(checked: Checked) -> None:
+    for credentials in ({}, {"tocken": "x"}, {"token": 1}):
+        body = {"name": "cloud", "kind": "digitalocean", "credentials": credentials}
+        await checked.client.error("POST", "/v1/providers", body, code="validation_error")
+    body = {"name": "cloud", "kind": "digitalocean", "credentials": {"token": SECRET}}
+    await checked.reader.error("POST", "/v1/providers", body, code="forbidden")
+    assert checked.cloud.calls == []
+
+
+async def test_nobody_waits_for_a_check_that_takes_long(settings: Settings) -> None:
+    reached, released = asyncio.Event(), asyncio.Event()
+
+    class Slow(FakeCloud):
+        async def find_nodes(self, tags: Mapping[str, str]) -> list[Node]:
+            reached.set()
+            await released.wait()
+            return []
+
+    async with open_api(settings, clouds=FakeClouds(Slow())) as http:
+        client = await new_client(http, settings)
+        checked = Checked(client, client, FakeCloud())
+        waiting = asyncio.create_task(checked.create({"Idempotency-Key": "slow"}))
+        async with asyncio.timeout(10):
+            await reached.wait()
+            # Another change of the same organization is made meanwhile, also where one writes at a time.
+            await checked.client.data("POST", "/v1/providers", {"name": "here", "kind": "docker"}, 201)
+            released.set()
+            assert (await waiting).status_code == 201

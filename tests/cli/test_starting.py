@@ -86,6 +86,7 @@ def test_a_port_of_the_api_that_is_in_use_is_told_before_anything_starts(
         *("dev", "--no-images", "--home", str(tmp_path / "home"), *options),
         *("--port", str(busy_port), "--temporal-port", str(ports.temporal)),
         *("--ui-port", str(ports.temporal_ui), "--storage-port", str(ports.object_storage)),
+        *("--worker-port", str(ports.worker)),
     )
     assert len(lines) == 1
     assert lines[0].startswith(f"error: Port {busy_port}, which is for the API, is in use: another control")

@@ -31,6 +31,8 @@ from deployerp.domain.audit.log import AuditRecord, ChangeTracker, RecordChange,
 from deployerp.domain.operations.operation import Operation
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+# What a change must learn from outside, which takes seconds: no transaction is open meanwhile.
+Check = Callable[[Request], Coroutine[Any, Any, None]]
 Owned = TypeVar("Owned", bound=Record)
 
 
@@ -158,16 +160,28 @@ ChangeDep = Annotated[Change, Depends(change)]
 
 
 async def carry_out(
-    request: Request, caller: Caller, name: str, handle: Handler, secrets: Sequence[str] = ()
+    request: Request,
+    caller: Caller,
+    name: str,
+    handle: Handler,
+    secrets: Sequence[str] = (),
+    check: Check | None = None,
 ) -> Response:
     """Runs an endpoint in its change; all of it is there afterwards, or nothing.
 
-    `secrets` are the fields of the answer that are shown once.
+    `secrets` are the fields of the answer that are shown once. `check` comes before the transaction, unless
+    the answer is kept.
     """
     shared = dependencies.context(request)
     # All of it, before anything is held: a client that sends slowly must not keep others waiting.
     await request.body()
     key = await read_idempotency_key(request, caller)
+    if check is not None:
+        if key is not None:
+            async with tenant_transaction(shared.sessions, caller.organization_id) as session:
+                if (given := await key.replay(session, shared.vault)) is not None:
+                    return given
+        await check(request)
     async with tenant_transaction(shared.sessions, caller.organization_id) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:
             return given

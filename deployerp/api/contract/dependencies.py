@@ -17,6 +17,7 @@ from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.database.reads import Reader
 from deployerp.database.sessions import SessionFactory
+from deployerp.drivers.queries import Queries
 from deployerp.drivers.temporal import Temporal
 
 
@@ -32,6 +33,7 @@ class Context:
     sessions: SessionFactory
     reader: Reader
     temporal: Temporal
+    queries: Queries
     vault: Vault
     authenticator: Authenticator
     limiter: Limiter

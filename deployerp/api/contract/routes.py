@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from deployerp.api.contract import dependencies
-from deployerp.api.contract.changes import Handler, carry_out
+from deployerp.api.contract.changes import Check, Handler, carry_out
 from deployerp.api.contract.schemas import shown_once
 from deployerp.core.errors import MethodNotAllowed
 
@@ -53,6 +53,16 @@ def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
     return declare
 
 
+def checked_by(check: Check) -> Callable[[Endpoint], Endpoint]:
+    """Declares what is asked outside before the endpoint's transaction begins; it raises what refuses."""
+
+    def declare(endpoint: Endpoint) -> Endpoint:
+        endpoint.__dict__["check"] = check
+        return endpoint
+
+    return declare
+
+
 def public(endpoint: Endpoint) -> Endpoint:
     """Declares that anybody may call, and that nothing is done in an organization's name."""
     return needs(PUBLIC)(endpoint)
@@ -78,6 +88,7 @@ class Route(APIRoute):
         if permission is None:
             raise TypeError(f"{endpoint.__name__} must declare `@needs(...)` or `@public`")
         self.permission = permission
+        self.check: Check | None = getattr(endpoint, "check", None)
         self.deprecation: Deprecation | None = getattr(endpoint, "deprecation", None)
         options["generate_unique_id_function"] = _operation_id
         options["deprecated"] = self.deprecation is not None or None
@@ -103,12 +114,14 @@ class Route(APIRoute):
         if permission == PUBLIC:
             return handle
         changes = not (self.methods or set()) <= SAFE
-        name, secrets = self.name, shown_once(self.response_model)
+        name, secrets, check = self.name, shown_once(self.response_model), self.check
 
         async def guarded(request: Request) -> Response:
             caller = dependencies.caller(request)
             caller.need(permission)
-            return await (carry_out(request, caller, name, handle, secrets) if changes else handle(request))
+            if not changes:
+                return await handle(request)
+            return await carry_out(request, caller, name, handle, secrets, check)
 
         return guarded
 

@@ -356,7 +356,9 @@ class LibcloudCloud:
         if self._row.tenant_address:
             # Anybody may be at that address, also somebody whose answer the tenant must not read.
             said = ""
-        sentence = f"The provider of kind {self._kind} answered {code or type(error).__name__}"
+        if code is None and isinstance(error, OSError):
+            return ProviderError(f"Could not reach the {self._kind} API: {_reason(error)}.")
+        sentence = f"The {self._kind} API answered {code or type(error).__name__}"
         sentence += f": {said}" if said else "."
         match error:
             case RateLimitReachedError():
@@ -385,6 +387,16 @@ def _code(error: Exception) -> int | None:
     """The HTTP status: libcloud's exceptions carry it under two names, and some put other things there."""
     code = getattr(error, "code", None) or getattr(error, "http_code", None)
     return code if isinstance(code, int) else None
+
+
+def _reason(error: BaseException) -> str:
+    """Why a connection failed, as the system says it below the exceptions of the libraries."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror.lower()
+        inner = inner.__cause__ or inner.__context__
+    return "it did not answer in time" if "Timeout" in type(error).__name__ else "the connection failed"
 
 
 def _reference(driver: base.NodeDriver, node_id: str) -> base.Node:
