@@ -13,10 +13,10 @@ from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View
 from deployerp.core.errors import NotFound, PreconditionFailed
-from deployerp.core.fields import Instant, Name
+from deployerp.core.fields import CreatedAt, DisplayName, Id, Instant, Name, UpdatedAt
 from deployerp.database.base import utc_now
 from deployerp.domain.api_keys import ApiKey, new_api_key
-from deployerp.domain.permissions import LEVEL_PERMISSIONS, Level
+from deployerp.domain.permissions import LEVEL_PERMISSIONS, KeyLevel, Level
 
 router = APIRouter(prefix="/v1/api-keys", tags=["api keys"], route_class=Route)
 
@@ -29,8 +29,12 @@ def _to_come(time: datetime) -> datetime:
 
 class ApiKeyCreate(Body):
     name: Name = Field(examples=["deployments"])
-    level: Level = Field(description="`read`, `write` (and read), `delete` (and write), or `admin` (all).")
-    expires_at: Annotated[Instant, AfterValidator(_to_come)] | None = None
+    level: KeyLevel
+    expires_at: Annotated[Instant, AfterValidator(_to_come)] | None = Field(
+        None,
+        description="Time after which the key is invalid (RFC 3339, in the future); null for no expiry.",
+        examples=[None, "2027-11-21T12:00:00Z"],
+    )
 
 
 class ApiKeyUpdate(Body):
@@ -38,21 +42,29 @@ class ApiKeyUpdate(Body):
 
 
 class ApiKeyRead(View):
-    id: UUID
-    name: str
-    level: Level
+    id: Id
+    name: DisplayName = Field(examples=["deployments"])
+    level: KeyLevel
     key_id: str = Field(
-        description="The public part of the key, to find it by.", examples=["k7q2m9x4c1v8b5n3"]
+        description="Public part of the key, which identifies it in logs.", examples=["k7q2m9x4c1v8b5n3"]
     )
-    expires_at: datetime | None
-    last_used_at: datetime | None = Field(description="Exact to a minute.")
-    revoked_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
+    expires_at: datetime | None = Field(
+        description="Time after which the key is invalid (RFC 3339, UTC); null for no expiry.",
+        examples=[None],
+    )
+    last_used_at: datetime | None = Field(
+        description="Time of the last use (RFC 3339, UTC), accurate to one minute; null if never used.",
+        examples=[None],
+    )
+    revoked_at: datetime | None = Field(
+        description="Time of the revocation (RFC 3339, UTC); null if the key is not revoked.", examples=[None]
+    )
+    created_at: CreatedAt
+    updated_at: UpdatedAt
 
 
 class ApiKeyCreated(ApiKeyRead):
-    token: ShownOnce = Field(description="The key itself; shown only now.", examples=["dep_live_..."])
+    token: ShownOnce = Field(description="The API key. It is shown once.", examples=["dep_live_..."])
 
 
 @router.post("", status_code=201, responses=documented(), response_model=Envelope[ApiKeyCreated])

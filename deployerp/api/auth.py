@@ -40,19 +40,22 @@ RefreshSecret = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 class SignIn(Body):
-    email: Email = Field(examples=["ada@example.com"])
+    email: Email = Field(description="E-mail address.", examples=["ada@example.com"])
     password: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
-        examples=["correct horse battery"]
+        description="Password, at most 1,024 characters.", examples=["correct horse battery"]
     )
     organization: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
         None,
-        description="Id or slug; needed by members of several, and by whose e-mail address is not verified.",
+        description="ID or slug of the organization. Required for members of several organizations and for"
+        " users whose e-mail address is not verified.",
         examples=["acme"],
     )
 
 
 class Renewal(Body):
-    refresh_token: RefreshSecret = Field(examples=["dep_refresh_..."])
+    refresh_token: RefreshSecret = Field(
+        description="Refresh token from a sign-in or from the last renewal.", examples=["dep_refresh_..."]
+    )
 
 
 @router.post("/token", responses=limited(Unauthorized, ValidationFailed), response_model=Envelope[TokenRead])

@@ -14,20 +14,25 @@ from deployerp.domain.events.types import EVENT_TYPES, SAMPLE
 router = APIRouter(prefix="/v1/event-types", tags=["events"], route_class=Route)
 
 
+# Only the beginning of one: a whole schema is longer than the rest of the response.
+_SCHEMA = {"title": SAMPLE.message.__name__, "type": "object", "required": ["type", "timestamp", "data"]}
+
+
 class EventTypeRead(View):
-    name: str = Field(examples=[SAMPLE.name])
-    when: str = Field(examples=[SAMPLE.when])
+    name: str = Field(description="Event type.", examples=[SAMPLE.name])
+    when: str = Field(description="When an event of the type is written.", examples=[SAMPLE.when])
     announced: bool = Field(
-        description="It can be asked for, and is sent by a later release.", examples=[False]
+        description="Whether a later release sends the type; endpoints can subscribe to it now.",
+        examples=[False],
     )
     json_schema: dict[str, Any] = Field(
-        alias="schema", description="JSON schema of a webhook's body.", examples=[SAMPLE.json_schema]
+        alias="schema", description="JSON schema of the body of a webhook.", examples=[_SCHEMA]
     )
-    example: dict[str, Any] = Field(description="A webhook's body.", examples=[SAMPLE.example])
+    example: dict[str, Any] = Field(description="Body of a webhook.", examples=[SAMPLE.example])
 
 
 class EventCatalogue(View):
-    types: list[EventTypeRead]
+    types: list[EventTypeRead] = Field(description="Event types, sorted by name.")
 
 
 _TYPES = [serialize(EventTypeRead, each) for each in EVENT_TYPES.values()]

@@ -1,7 +1,6 @@
 """The log of facts, in order: to be read from any point, and to be followed."""
 
 from collections.abc import AsyncGenerator
-from datetime import datetime
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from deployerp.api.contract.lists import ListQuery
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import View, enum_of
+from deployerp.core.fields import CreatedAt, Id, ResourceId
 from deployerp.domain.events.event import Event
 from deployerp.domain.events.types import EVENT_TYPES, SAMPLE, EventPattern, EventResource
 
@@ -25,13 +25,19 @@ _PAGE = 100
 
 
 class EventRead(View):
-    id: UUID
-    sequence: int
-    type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(examples=[SAMPLE.name])
-    resource_type: EventResource
-    resource_id: UUID
-    data: dict[str, Any] = Field(examples=[SAMPLE.sample.serialize()])
-    created_at: datetime
+    id: Id
+    sequence: int = Field(
+        description="Number of the event in the organization, from 1, without gaps.", examples=[42]
+    )
+    type: Annotated[str, enum_of(tuple(EVENT_TYPES))] = Field(
+        description="Event type.", examples=[SAMPLE.name]
+    )
+    resource_type: EventResource = Field(description="Type of the resource.", examples=["instance"])
+    resource_id: ResourceId
+    data: dict[str, Any] = Field(
+        description="The resource after the event, as in a webhook.", examples=[SAMPLE.sample.serialize()]
+    )
+    created_at: CreatedAt
 
 
 def _as_like(pattern: str) -> str:
@@ -40,11 +46,11 @@ def _as_like(pattern: str) -> str:
 
 
 Sequence = Annotated[int, Field(ge=0, le=2**31 - 1)]
-After = Annotated[Sequence, Field(description="Only later ones: the sequence of the last known.")]
+After = Annotated[Sequence, Field(description="Only events with a greater `sequence`.")]
 TypeFilter = Annotated[
     EventPattern,
     AfterValidator(_as_like),
-    Field(description="Only those of this type; `*` stands for any part.", examples=["instance.*"]),
+    Field(description="Filter by event type; `*` matches any part.", examples=["instance.*"]),
 ]
 
 
@@ -53,14 +59,19 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    after: After | None = Field(None, description="The sequence of the last known; without it, from now on.")
-    type: TypeFilter | None = Field(None, description="Only those of this type; `*` stands for any part.")
-    resource_id: UUID | None = Field(None, description="Only those of this resource.")
+    after: After | None = Field(
+        None, description="Start after this `sequence`; the default is the latest event."
+    )
+    type: TypeFilter | None = Field(None, description="Filter by event type; `*` matches any part.")
+    resource_id: UUID | None = Field(None, description="Filter by the ID of the resource.")
 
 
 LastEventId = Annotated[
     Sequence | None,
-    Header(alias="Last-Event-ID", description="The `id` of the last known; it goes before `after`."),
+    Header(
+        alias="Last-Event-ID",
+        description="`id` of the last received event; it takes precedence over `after`.",
+    ),
 ]
 
 

@@ -14,7 +14,7 @@ from deployerp.api.contract.lists import Text
 from deployerp.api.contract.ordering import OperationSummary
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
-from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View, enum_of
+from deployerp.api.contract.schemas import Body, Envelope, Health, ShownOnce, View, enum_of
 from deployerp.core.errors import (
     Conflict,
     InvalidState,
@@ -22,12 +22,34 @@ from deployerp.core.errors import (
     OperationInProgress,
     PreconditionFailed,
 )
-from deployerp.core.fields import EnvName, EnvValue, Name, Slug, check_hostname
+from deployerp.core.fields import (
+    CreatedAt,
+    DisplayName,
+    EnvName,
+    EnvValue,
+    Id,
+    Name,
+    ServerId,
+    Slug,
+    StatusMessage,
+    UpdatedAt,
+    check_hostname,
+)
 from deployerp.core.secrets import new_password
 from deployerp.core.settings import Settings
 from deployerp.database.statements import put
-from deployerp.domain.instances import ADMIN_LOGIN, INSTANCE, EnvironmentType, EnvVar, Instance, seal_env_vars
-from deployerp.domain.operations.lifecycles import HEALTHS
+from deployerp.domain.instances import (
+    ADMIN_LOGIN,
+    INSTANCE,
+    Environment,
+    EnvironmentType,
+    EnvVar,
+    Instance,
+    InstanceSlug,
+    InstanceUrl,
+    OdooVersion,
+    seal_env_vars,
+)
 from deployerp.domain.releases import Release
 from deployerp.domain.servers import Server
 
@@ -35,8 +57,12 @@ router = APIRouter(prefix="/v1/instances", tags=["instances"], route_class=Route
 
 
 class EnvVarGiven(Body):
-    value: EnvValue
-    secret: StrictBool = Field(False, description="Never shown again.")
+    value: EnvValue = Field(
+        description="Value of the environment variable, at most 32,768 characters.", examples=["de_DE.UTF-8"]
+    )
+    secret: StrictBool = Field(
+        False, description="Whether the value is a secret, which is never shown again.", examples=[False]
+    )
 
 
 def _with_value(given: object) -> object:
@@ -53,14 +79,25 @@ EnvVarField = Annotated[
 ]
 
 
+OdooEdition = Annotated[str, Field(description="Odoo edition.", examples=["community"])]
+
+
 class InstanceCreate(Body):
     name: Name
-    slug: Slug = Field(description="A DNS label: the first part of the host name.", examples=["acme"])
-    server_id: UUID
-    odoo_version: str = Field(examples=["19.0"])
-    odoo_edition: str = Field("community", examples=["community"])
-    environment_type: EnvironmentType = "production"
-    env_vars: dict[EnvName, EnvVarField] = Field(default_factory=dict, max_length=100)
+    slug: Slug = Field(
+        description="First part of the host name: a DNS label of at most 63 characters.", examples=["acme"]
+    )
+    server_id: ServerId
+    odoo_version: OdooVersion
+    odoo_edition: OdooEdition = "community"
+    environment_type: Environment = "production"
+    env_vars: dict[EnvName, EnvVarField] = Field(
+        default_factory=dict,
+        max_length=100,
+        description="Environment variables of the Odoo container by name, at most 100. A value is a text, or"
+        " an object that marks it as a secret.",
+        examples=[{"LANG": "de_DE.UTF-8"}],
+    )
 
 
 class InstanceUpdate(Body):
@@ -68,39 +105,50 @@ class InstanceUpdate(Body):
 
 
 class InstanceActionRequest(Body):
-    action: Literal["start", "stop", "restart"]
+    action: Literal["start", "stop", "restart"] = Field(description="Action to run.", examples=["restart"])
 
 
 class InstanceRead(View):
-    id: UUID
-    name: str
-    slug: str
-    server_id: UUID
-    odoo_version: str
-    odoo_edition: str
-    environment_type: EnvironmentType
-    hostname: str
-    url: str | None
-    status: Annotated[str, enum_of(INSTANCE.states)]
-    status_message: str | None
-    health: Annotated[str, enum_of(HEALTHS)] = Field(
-        description="What was last seen of it, beside its status.", examples=["healthy"]
+    id: Id
+    name: DisplayName
+    slug: InstanceSlug
+    server_id: ServerId
+    odoo_version: OdooVersion
+    odoo_edition: OdooEdition
+    environment_type: Environment
+    hostname: str = Field(
+        description="Host name: the slug and the domain of the control plane.",
+        examples=["acme.odoo.example.com"],
     )
-    desired_state: Annotated[
-        str, Field(description="What was asked for last. A server that starts brings back what is to run.")
-    ]
-    deployed_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
+    url: InstanceUrl
+    status: Annotated[str, enum_of(INSTANCE.states)] = Field(
+        description="Lifecycle status.", examples=["pending"]
+    )
+    status_message: StatusMessage
+    health: Health
+    desired_state: str = Field(
+        description="State that was last requested, `running` or `stopped`. When a server starts, its"
+        " instances that should be running are started.",
+        examples=["running"],
+    )
+    deployed_at: datetime | None = Field(
+        description="Time of the first deployment (RFC 3339, UTC); null before it.", examples=[None]
+    )
+    created_at: CreatedAt
+    updated_at: UpdatedAt
 
 
 class InstanceAccepted(InstanceRead):
-    operation: OperationSummary = Field(json_schema_extra=ordering.first_of(INSTANCE))
+    operation: OperationSummary = Field(
+        description="Operation that runs the action.", json_schema_extra=ordering.first_of(INSTANCE)
+    )
 
 
 class AdminPassword(View):
-    login: str
-    password: ShownOnce = Field(description="Shown only now.", examples=["kX3v..."])
+    login: str = Field(description="Login name of the Odoo administrator.", examples=["admin"])
+    password: ShownOnce = Field(
+        description="Generated password. It is shown once and then deleted.", examples=["kX3v..."]
+    )
 
 
 @router.post(

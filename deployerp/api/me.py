@@ -1,7 +1,6 @@
 """Who the caller is, for clients that were only given a token."""
 
 from typing import Any
-from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
@@ -15,6 +14,7 @@ from deployerp.api.contract.errors import limited
 from deployerp.api.contract.routes import Route, public
 from deployerp.api.contract.schemas import Envelope, View
 from deployerp.core.errors import Unauthorized
+from deployerp.core.fields import ActorId, DisplayName, Id, OrganizationSlug
 from deployerp.domain.api_keys import ApiKey
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import Level, Role
@@ -25,23 +25,30 @@ router = APIRouter(prefix="/v1/me", tags=["authentication"], route_class=Route)
 
 
 class OwnOrganization(View):
-    id: UUID
-    slug: str
-    name: str
-    plan: Plan
+    id: Id
+    slug: OrganizationSlug
+    name: DisplayName
+    plan: Plan = Field(description="Plan, which sets the rate limits.", examples=["starter"])
 
 
 class Me(View):
-    """A user has an e-mail address and a role, an API key a level."""
+    """The caller: a user with an e-mail address and a role, or an API key with a level."""
 
-    type: ActorType
-    id: UUID
-    name: str = Field(examples=["Ada Lovelace"])
-    email: str | None = Field(examples=["ada@example.com"])
-    role: Role | None = Field(examples=["billing"])
-    level: Level | None = Field(examples=[None])
-    permissions: list[str] = Field(examples=[["manage:billing", "read:billing", "read:users"]])
-    organization: OwnOrganization
+    type: ActorType = Field(description="Type of the caller.", examples=["user"])
+    id: ActorId
+    name: DisplayName = Field(examples=["Ada Lovelace"])
+    email: str | None = Field(
+        description="E-mail address of the user; null for an API key.", examples=["ada@example.com"]
+    )
+    role: Role | None = Field(
+        description="Role of the user in the organization; null for an API key.", examples=["billing"]
+    )
+    level: Level | None = Field(description="Access level of the API key; null for a user.", examples=[None])
+    permissions: list[str] = Field(
+        description="Permissions of the caller, sorted.",
+        examples=[["manage:billing", "read:billing", "read:users"]],
+    )
+    organization: OwnOrganization = Field(description="Organization of the caller.")
 
 
 # Whoever has proven who they are may ask: there is no permission that all of them have.

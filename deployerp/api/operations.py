@@ -25,6 +25,7 @@ from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Envelope, View, enum_of
 from deployerp.core.errors import InvalidState, NotFound, OperationInProgress, Unavailable
+from deployerp.core.fields import EXAMPLE_TIME, FinishedAt
 from deployerp.database.sessions import tenant_transaction
 from deployerp.domain.operations.lifecycles import (
     OPEN_OPERATION_STATES,
@@ -40,18 +41,28 @@ router = APIRouter(prefix="/v1/operations", tags=["operations"], route_class=Rou
 
 
 class StepRead(View):
-    name: str
-    title: str
-    state: Annotated[str, enum_of(STEP_STATES)]
-    detail: str | None
-    attempt: int
-    next_attempt_at: datetime | None = Field(description="When a step that failed is tried again.")
-    started_at: datetime
-    finished_at: datetime | None
+    name: str = Field(description="Name of the step, for programs.", examples=["start_odoo"])
+    title: str = Field(description="Title of the step, for people.", examples=["Start Odoo"])
+    state: Annotated[str, enum_of(STEP_STATES)] = Field(
+        description="State of the step.", examples=["running"]
+    )
+    detail: str | None = Field(
+        description="Progress of the step, or why its last attempt failed; null if there is none.",
+        examples=[None],
+    )
+    attempt: int = Field(description="Number of the current attempt, from 1.", examples=[1])
+    next_attempt_at: datetime | None = Field(
+        description="Time of the next attempt of a failed step (RFC 3339, UTC); null if none is scheduled.",
+        examples=[None],
+    )
+    started_at: datetime = Field(
+        description="Time of the start of the step (RFC 3339, UTC).", examples=[EXAMPLE_TIME]
+    )
+    finished_at: FinishedAt
 
 
 class OperationRead(OperationSummary):
-    steps: list[StepRead]
+    steps: list[StepRead] = Field(description="Steps of the operation that have started, in their order.")
 
 
 async def read(session: AsyncSession, operation: Operation) -> Data:

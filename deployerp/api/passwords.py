@@ -28,6 +28,7 @@ from deployerp.api.sign_ins import (
     turn,
 )
 from deployerp.core.errors import Conflict, Forbidden, Unauthorized, ValidationFailed
+from deployerp.core.fields import EmailAddress
 from deployerp.core.passwords import LONGEST, SHORTEST, check_password, fits, hashed
 from deployerp.domain import set_password_tokens
 from deployerp.domain.audit.log import append
@@ -39,29 +40,33 @@ router = APIRouter(prefix="/v1", tags=["authentication"], route_class=Route)
 NewPassword = Annotated[
     str,
     StringConstraints(min_length=SHORTEST, max_length=LONGEST),
-    Field(description="Not the e-mail address.", examples=["correct horse battery"]),
+    Field(
+        description="New password, 12 to 256 characters, not the e-mail address.",
+        examples=["correct horse battery"],
+    ),
 ]
 
 
 class PasswordChoice(Body):
     token: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
-        description="From whoever has made the user, or reset the password.", examples=["dep_password_..."]
+        description="Set-password token from whoever created the user or reset the password.",
+        examples=["dep_password_..."],
     )
     password: NewPassword
 
 
 class PasswordChange(Body):
     current_password: Annotated[str, StringConstraints(min_length=1, max_length=1024)] = Field(
-        examples=["wrong horse battery"]
+        description="Current password.", examples=["wrong horse battery"]
     )
     new_password: NewPassword
 
 
 class PasswordSet(View):
-    """What to sign in with, beside the password."""
+    """What to sign in with, besides the password."""
 
-    email: str = Field(examples=["ada@example.com"])
-    organization: OrganizationSummary
+    email: EmailAddress
+    organization: OrganizationSummary = Field(description="Organization to sign in to.")
 
 
 @router.post(

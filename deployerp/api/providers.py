@@ -1,6 +1,5 @@
 """Providers: connected cloud accounts."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -23,7 +22,7 @@ from deployerp.core.errors import (
     Unavailable,
     UpstreamError,
 )
-from deployerp.core.fields import Name
+from deployerp.core.fields import CreatedAt, DisplayName, Id, Name, UpdatedAt
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
 from deployerp.domain.operations.lifecycles import DELETED
@@ -36,20 +35,33 @@ from deployerp.drivers.web.urls import check_destination, check_url
 router = APIRouter(prefix="/v1/providers", tags=["providers"], route_class=Route)
 
 
+ProviderKind = Annotated[
+    str,
+    Field(
+        description="Kind of the provider.",
+        examples=["docker"],
+        json_schema_extra={"enum": list(provider_kinds())},
+    ),
+]
+
+
 class ProviderCreate(Body):
-    name: Name
-    kind: str = Field(json_schema_extra={"enum": list(provider_kinds())}, examples=["docker"])
+    name: Name = Field(description="Display name, unique in the organization.", examples=["Acme"])
+    kind: ProviderKind
     credentials: dict[str, Annotated[str, StringConstraints(max_length=20_000)]] = Field(
-        default_factory=dict, description="What the kind asks for (docs/api.md lists it); kept encrypted."
+        default_factory=dict,
+        description="Credentials by name; docs/api.md lists those of each kind. They are stored encrypted and"
+        " never shown. `docker` has none.",
+        examples=[{}],
     )
 
 
 class ProviderRead(View):
-    id: UUID
-    name: str
-    kind: str
-    created_at: datetime
-    updated_at: datetime
+    id: Id
+    name: DisplayName
+    kind: ProviderKind
+    created_at: CreatedAt
+    updated_at: UpdatedAt
 
 
 async def _check_credentials(request: Request) -> None:

@@ -1,6 +1,7 @@
 """The front page: what this is, and where to go."""
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 
 from deployerp import __version__
 from deployerp.api.contract.envelope import respond
@@ -13,9 +14,9 @@ _LINKS = {"openapi": "/openapi.json", "playground": "/playground", "health": "/h
 
 
 class Front(View):
-    name: str
-    version: str
-    links: dict[str, str]
+    name: str = Field(description="Name of the product.", examples=["deployERP"])
+    version: str = Field(description="Version of the control plane.", examples=[__version__])
+    links: dict[str, str] = Field(description="Paths by name.", examples=[_LINKS])
 
 
 @router.get("/", responses=limited(), response_model=Envelope[Front])

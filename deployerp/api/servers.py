@@ -1,6 +1,5 @@
 """Servers: machines that host instances."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from deployerp.api.contract.errors import documented
 from deployerp.api.contract.ordering import OperationSummary
 from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
-from deployerp.api.contract.schemas import Body, Envelope, View, enum_of
+from deployerp.api.contract.schemas import Body, Envelope, Health, View, enum_of
 from deployerp.core.errors import (
     Conflict,
     InvalidState,
@@ -23,51 +22,81 @@ from deployerp.core.errors import (
     OperationInProgress,
     PreconditionFailed,
 )
-from deployerp.core.fields import Name, Token
+from deployerp.core.fields import CreatedAt, DisplayName, Id, Name, StatusMessage, Token, UpdatedAt
 from deployerp.domain.instances import Instance
-from deployerp.domain.operations.lifecycles import DELETED, HEALTHS
+from deployerp.domain.operations.lifecycles import DELETED
 from deployerp.domain.providers import Provider
-from deployerp.domain.servers import SERVER, Server
+from deployerp.domain.servers import SERVER, Server, ServerAddress
 
 router = APIRouter(prefix="/v1/servers", tags=["servers"], route_class=Route)
 
 
+ProviderId = Annotated[
+    UUID,
+    Field(
+        description="ID of the provider that runs the machine.",
+        examples=["01932a7c-8f4e-7c3a-9b2d-000000000006"],
+    ),
+]
+
+
 class ServerCreate(Body):
-    name: Name
-    provider_id: UUID
-    size: Token
-    location: Token | None = None
-    image: Token | None = None
+    name: Name = Field(description="Display name, unique in the organization.", examples=["production-1"])
+    provider_id: ProviderId
+    size: Token = Field(description="Machine size, as the provider names it.", examples=["small"])
+    location: Token | None = Field(
+        None,
+        description="Region or zone, as the provider names it; null for the provider's default.",
+        examples=[None, "fra1"],
+    )
+    image: Token | None = Field(
+        None,
+        description="Operating system image, as the provider names it; null for the default.",
+        examples=[None, "debian-12-x64"],
+    )
 
 
 class ServerActionRequest(Body):
-    action: Literal["start", "stop", "restart"]
+    action: Literal["start", "stop", "restart"] = Field(description="Action to run.", examples=["restart"])
 
 
 class ServerRead(View):
-    id: UUID
-    name: str
-    provider_id: UUID
-    size: str
-    location: str | None
-    image: str | None
-    status: Annotated[str, enum_of(SERVER.states)]
-    status_message: str | None
-    health: Annotated[str, enum_of(HEALTHS)] = Field(
-        description="What was last seen of it, beside its status.", examples=["healthy"]
+    id: Id
+    name: DisplayName
+    provider_id: ProviderId
+    size: str = Field(description="Machine size, as the provider names it.", examples=["small"])
+    location: str | None = Field(
+        description="Region or zone, as the provider names it; null for the provider's default.",
+        examples=[None],
     )
-    address: str | None
-    ssh_port: int
-    http_port: int
-    https_port: int
-    host_key: str | None
-    engine_version: str | None
-    created_at: datetime
-    updated_at: datetime
+    image: str | None = Field(
+        description="Operating system image, as the provider names it; null for the default.",
+        examples=[None],
+    )
+    status: Annotated[str, enum_of(SERVER.states)] = Field(
+        description="Lifecycle status.", examples=["pending"]
+    )
+    status_message: StatusMessage
+    health: Health
+    address: ServerAddress
+    ssh_port: int = Field(description="TCP port of SSH.", examples=[22])
+    http_port: int = Field(description="TCP port of HTTP.", examples=[80])
+    https_port: int = Field(description="TCP port of HTTPS.", examples=[443])
+    host_key: str | None = Field(
+        description="Public SSH host key, in OpenSSH format; null until it is generated.",
+        examples=["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIExampleExampleExampleExampleExampleExam"],
+    )
+    engine_version: str | None = Field(
+        description="Version of the Docker engine; null until the server is ready.", examples=["20.10.24"]
+    )
+    created_at: CreatedAt
+    updated_at: UpdatedAt
 
 
 class ServerAccepted(ServerRead):
-    operation: OperationSummary = Field(json_schema_extra=ordering.first_of(SERVER))
+    operation: OperationSummary = Field(
+        description="Operation that runs the action.", json_schema_extra=ordering.first_of(SERVER)
+    )
 
 
 @router.post(

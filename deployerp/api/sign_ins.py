@@ -16,10 +16,11 @@ from deployerp.api.contract.dependencies import Context
 from deployerp.api.contract.envelope import respond
 from deployerp.api.contract.schemas import View
 from deployerp.core.errors import RateLimitExceeded
+from deployerp.core.fields import Id, OrganizationSlug
 from deployerp.core.secrets import digest
 from deployerp.domain import refresh_tokens
 from deployerp.domain.audit.log import AuditRecord
-from deployerp.domain.permissions import Role
+from deployerp.domain.permissions import MemberRole
 from deployerp.domain.plans import Limits
 from deployerp.domain.users import Membership
 
@@ -35,19 +36,24 @@ _MOST_AT_ONCE = 100
 
 
 class OrganizationSummary(View):
-    id: UUID
-    slug: str
+    id: Id
+    slug: OrganizationSlug
 
 
 class TokenRead(View):
-    access_token: str = Field(description="For `Authorization: Bearer ...`.", examples=["eyJ..."])
-    token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  (the kind, not a token)
-    expires_in: int = Field(description="Seconds.", examples=[900])
-    refresh_token: str = Field(
-        description="Good for one exchange, for a new pair of both.", examples=["dep_refresh_..."]
+    access_token: str = Field(
+        description="Access token for the header `Authorization: Bearer ...`.", examples=["eyJ..."]
     )
-    organization: OrganizationSummary
-    role: Role
+    token_type: Literal["Bearer"] = Field(
+        "Bearer", description="Type of the access token.", examples=["Bearer"]
+    )
+    expires_in: int = Field(description="Lifetime of the access token, in seconds.", examples=[900])
+    refresh_token: str = Field(
+        description="Refresh token, which can be used once to get a new pair of tokens.",
+        examples=["dep_refresh_..."],
+    )
+    organization: OrganizationSummary = Field(description="Organization that the tokens are valid for.")
+    role: MemberRole
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from deployerp.api.contract.resources import find, serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Body, Envelope, ShownOnce, View
 from deployerp.core.errors import Conflict, NotFound, PreconditionFailed
-from deployerp.core.fields import Name
+from deployerp.core.fields import EXAMPLE_TIME, DisplayName, EmailAddress, Id, Name
 from deployerp.database.sessions import as_control_plane
 from deployerp.domain import set_password_tokens
 from deployerp.domain.email_addresses import member_with_address, user_of_verified
 from deployerp.domain.organizations import Organization
-from deployerp.domain.permissions import ROLE_PERMISSIONS, ROLES, Role
+from deployerp.domain.permissions import ROLE_PERMISSIONS, ROLES, MemberRole, Role
 from deployerp.domain.users import (
     Email,
     Member,
@@ -38,35 +38,44 @@ router = APIRouter(prefix="/v1/users", tags=["users"], route_class=Route)
 
 
 class UserCreate(Body):
-    email: Email = Field(examples=["ada@example.com"])
+    email: Email = Field(
+        description="E-mail address, at most 254 characters; it is stored in lower case.",
+        examples=["ada@example.com"],
+    )
     name: Name = Field(examples=["Ada Lovelace"])
-    role: Role
+    role: MemberRole
 
 
 class UserUpdate(Body):
-    """What is left out or null stays as it is."""
+    """Fields that are missing or null keep their value."""
 
-    role: Role | None = None
-    name: Name | None = Field(None, examples=["Ada Lovelace"])
+    role: Role | None = Field(
+        None, description="Role of the user in the organization.", examples=["developer"]
+    )
+    name: Name | None = Field(
+        None, description="Display name, 1 to 100 printable characters.", examples=["Ada Lovelace"]
+    )
 
 
 class UserRead(View):
-    id: UUID
-    email: str = Field(examples=["ada@example.com"])
+    id: Id
+    email: EmailAddress
     email_verified_at: datetime | None = Field(
-        description="When the user was proven to own the address. Until then it is known to this organization"
-        " only, which can reset the password.",
+        description="Time at which the user was proven to own the address (RFC 3339, UTC). While it is null,"
+        " the address is known to this organization only, which can reset the password.",
         examples=[None],
     )
-    name: str = Field(examples=["Ada Lovelace"])
-    role: Role
-    created_at: datetime = Field(description="When they came to the organization.")
+    name: DisplayName = Field(examples=["Ada Lovelace"])
+    role: MemberRole
+    created_at: datetime = Field(
+        description="Time at which the user joined the organization (RFC 3339, UTC).", examples=[EXAMPLE_TIME]
+    )
 
 
 class UserCreated(UserRead):
     set_password_token: ShownOnce = Field(
-        description="For `POST /v1/auth/set-password`, once, within 7 days; shown only now. Null for a user"
-        " of another organization, who keeps the password.",
+        description="Token for `POST /v1/auth/set-password`, valid once within 7 days. It is shown once."
+        " Null for a user of another organization, who keeps the password.",
         examples=["dep_password_..."],
     )
 

@@ -1,10 +1,10 @@
 """Webhook deliveries: one event to one endpoint, and each try of it."""
 
-from datetime import datetime
 from typing import Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
+from pydantic import Field
 from sqlalchemy import select
 from sqlmodel import col
 
@@ -18,6 +18,7 @@ from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Envelope, View
 from deployerp.api.webhook_queue import DeliverySummary, respond_delivery, wake_afterwards
 from deployerp.core.errors import InvalidState, NotFound
+from deployerp.core.fields import CreatedAt
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import tenant_transaction
 from deployerp.domain.webhooks.deliveries import DELIVERY_STATES, WebhookAttempt, WebhookDelivery
@@ -29,16 +30,21 @@ router = APIRouter(prefix="/v1/webhook-deliveries", tags=["webhook deliveries"],
 
 
 class AttemptRead(View):
-    number: int
-    status_code: int | None
-    error: str | None
-    duration_ms: int
-    response_excerpt: str | None
-    created_at: datetime
+    number: int = Field(description="Number of the attempt, from 1.", examples=[1])
+    status_code: int | None = Field(
+        description="HTTP status code of the receiver's response; null if there was no response.",
+        examples=[204],
+    )
+    error: str | None = Field(description="Why the attempt failed; null if it succeeded.", examples=[None])
+    duration_ms: int = Field(description="Duration of the attempt, in milliseconds.", examples=[87])
+    response_excerpt: str | None = Field(
+        description="First characters of the receiver's response; null if it was empty.", examples=[None]
+    )
+    created_at: CreatedAt
 
 
 class DeliveryRead(DeliverySummary):
-    attempt_log: list[AttemptRead]
+    attempt_log: list[AttemptRead] = Field(description="Attempts of the delivery, oldest first.")
 
 
 serve(

@@ -18,11 +18,17 @@ from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import Body, Disclose, Envelope, Integer, ShownOnce, View
 from deployerp.api.webhook_queue import DeliverySummary, respond_delivery, wake_afterwards
 from deployerp.core.errors import InvalidState, NotFound, PreconditionFailed, QuotaExceeded
-from deployerp.core.fields import Description, Instant
+from deployerp.core.fields import EXAMPLE_TIME, CreatedAt, Description, Id, Instant, UpdatedAt
 from deployerp.core.secrets import Vault
 from deployerp.database.base import utc_now
 from deployerp.domain.events.log import write_ping
-from deployerp.domain.events.types import EventPattern
+from deployerp.domain.events.types import (
+    DisabledReason,
+    EndpointDescription,
+    EndpointEnabled,
+    EventPattern,
+    FailingSince,
+)
 from deployerp.domain.organizations import Organization
 from deployerp.domain.webhooks.endpoints import (
     CHAT_HOSTS,
@@ -52,7 +58,8 @@ Url = Annotated[
     str,
     Field(
         max_length=2000,
-        description="Of a chat it is a secret: then only the host is shown, as in `https://hooks.slack.com/***`.",
+        description="URL that events are sent to, at most 2,000 characters. The URL of a chat is a secret:"
+        " responses contain only its host, such as `https://hooks.slack.com/***`.",
         examples=["https://example.com/hooks"],
     ),
     AfterValidator(check_url),
@@ -63,22 +70,23 @@ Types = Annotated[
     Field(
         min_length=1,
         max_length=50,
-        description="Event types; `*` stands for any part.",
+        description="Event types to send, 1 to 50; `*` matches any part.",
         examples=[["instance.*"]],
     ),
 ]
 Format = Annotated[
     WebhookFormat,
     Field(
-        description="`raw` is the event itself; `slack`, `teams` and `discord` are messages about it, as the"
-        " incoming webhooks of these chats (of Teams: its workflows) take them."
+        description="Format of the body. `raw` is the event; `slack`, `teams` and `discord` are messages for"
+        " the incoming webhooks of these chats (for Teams: workflows).",
+        examples=["raw"],
     ),
 ]
 AddedHeaders = Annotated[
     Headers,
     Field(
-        description="Sent with every delivery, such as `Authorization`. Values are kept encrypted and never"
-        " shown. A change replaces all of them.",
+        description="Headers to send with every delivery, such as `Authorization`, at most 20. Values are"
+        " stored encrypted and never shown. An update replaces all headers.",
         examples=[{"Authorization": "Bearer of-your-receiver"}],
     ),
 ]
@@ -101,31 +109,55 @@ _SEARCHED_URL = case(
 )
 
 
+_DESCRIPTION: Any = Field(
+    None, description="Note about the endpoint, at most 500 characters.", examples=["Tells our chat"]
+)
+
+
 class WebhookEndpointCreate(Body):
     url: Url
     types: Types = Field(["*"])
-    description: Description | None = None
+    description: Description | None = _DESCRIPTION
     headers: AddedHeaders = Field(default_factory=dict)
     format: Format = "raw"
-    enabled: StrictBool = True
+    enabled: StrictBool = Field(True, description="Whether to send events to the endpoint.", examples=[True])
 
 
 class WebhookEndpointUpdate(Body):
-    """What is left out or null stays as it is."""
+    """Fields that are missing or null keep their value."""
 
-    url: Url | None = None
-    types: Types | None = None
-    description: Description | None = None
-    headers: AddedHeaders | None = None
-    format: Format | None = None
+    url: Url | None = Field(
+        None,
+        description="New URL that events are sent to, at most 2,000 characters.",
+        examples=["https://example.com/hooks"],
+    )
+    types: Types | None = Field(
+        None,
+        description="New list of event types to send, 1 to 50; `*` matches any part.",
+        examples=[["instance.*"]],
+    )
+    description: Description | None = _DESCRIPTION
+    headers: AddedHeaders | None = Field(
+        None,
+        description="Headers that replace all previous ones, at most 20.",
+        examples=[{"Authorization": "Bearer of-your-receiver"}],
+    )
+    format: Format | None = Field(None, description="New format of the body.", examples=["raw"])
     enabled: StrictBool | None = Field(
-        None, description="`true` also forgets why and since when it was disabled; replay what it has missed."
+        None,
+        description="Whether to send events to the endpoint. `true` also clears `disabledReason` and"
+        " `failingSince`; replay the events that were missed.",
+        examples=[True],
     )
 
 
 class RotateSecretRequest(Body):
     overlap_hours: Integer = Field(
-        24, ge=0, le=168, description="How long the secret before signs as well; with 0 it ends at once."
+        24,
+        ge=0,
+        le=168,
+        description="Hours during which the previous secret also signs; with 0 it is invalid at once.",
+        examples=[24],
     )
 
 
@@ -134,43 +166,58 @@ _BY_DEFAULT = RotateSecretRequest()
 
 
 class ReplayRequest(Body):
-    since: Instant = Field(description="The time of the first event.")
-    until: Instant | None = Field(None, description="The time of the last one; without it, now.")
+    since: Instant = Field(description="Time of the first event to send (RFC 3339).", examples=[EXAMPLE_TIME])
+    until: Instant | None = Field(
+        None,
+        description="Time of the last event to send (RFC 3339); the default is now.",
+        examples=["2026-11-21T13:00:00Z"],
+    )
     scope: Literal["all", "undelivered"] = Field(
-        "all", description="`undelivered` leaves out what the endpoint has accepted."
+        "all",
+        description="`undelivered` excludes events that the endpoint has accepted.",
+        examples=["undelivered"],
     )
 
 
 class WebhookEndpointRead(View):
-    id: UUID
-    url: str
-    types: list[str]
-    description: str | None
-    header_names: list[str] = Field(examples=[["Authorization"]])
-    format: WebhookFormat
-    enabled: bool
-    disabled_reason: str | None = Field(description="Why we have disabled it; null where you have.")
-    failing_since: datetime | None = Field(
-        description="Since when nothing was accepted, if the last try was not.", examples=[None]
+    id: Id
+    url: str = Field(
+        description="URL that events are sent to; of a secret URL only the host.",
+        examples=["https://example.com/hooks"],
     )
+    types: list[str] = Field(
+        description="Event types that are sent; `*` matches any part.", examples=[["instance.*"]]
+    )
+    description: EndpointDescription
+    header_names: list[str] = Field(
+        description="Names of the headers that are sent with every delivery.", examples=[["Authorization"]]
+    )
+    format: Format
+    enabled: EndpointEnabled
+    disabled_reason: DisabledReason
+    failing_since: FailingSince
     old_secret_until: datetime | None = Field(
-        description="Until when the secret before the last rotation signs as well.", examples=[None]
+        description="Time until which the previous secret also signs (RFC 3339, UTC); null if it does not.",
+        examples=[None],
     )
-    created_at: datetime
-    updated_at: datetime
+    created_at: CreatedAt
+    updated_at: UpdatedAt
 
     disclose: ClassVar[Disclose | None] = WebhookEndpoint.disclose
 
 
 class WebhookEndpointWithSecret(WebhookEndpointRead):
     secret: ShownOnce = Field(
-        description="Verifies signatures (Standard Webhooks); shown only now.",
+        description="Secret that verifies signatures (Standard Webhooks). It is shown once.",
         examples=["whsec_..."],
     )
 
 
 class Replayed(View):
-    deliveries: int = Field(description="How many are sent because of it, besides those under way already.")
+    deliveries: int = Field(
+        description="Number of deliveries that the request started; pending ones are not counted.",
+        examples=[3],
+    )
 
 
 @router.post(

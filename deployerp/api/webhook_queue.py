@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Response
 from pydantic import Field
@@ -12,23 +11,29 @@ from pydantic import Field
 from deployerp.api.contract.changes import Change
 from deployerp.api.contract.envelope import serialize
 from deployerp.api.contract.schemas import View, enum_of
+from deployerp.core.fields import CreatedAt, EndpointId, EventId, FinishedAt, Id
 from deployerp.domain.operations.messages import EndpointOrder
 from deployerp.domain.webhooks.deliveries import DELIVERY_STATES, WebhookDelivery
 
 
 class DeliverySummary(View):
-    id: UUID
-    endpoint_id: UUID
-    event_id: UUID
-    event_type: str
-    state: Annotated[str, enum_of(DELIVERY_STATES)]
-    attempts: int
-    error: str | None = Field(description="What was wrong with the last try.", examples=[None])
-    next_attempt_at: datetime | None = Field(
-        description="Of one that is pending: when it is tried, at the earliest.", examples=[None]
+    id: Id
+    endpoint_id: EndpointId
+    event_id: EventId
+    event_type: str = Field(description="Type of the event.", examples=["instance.deployed"])
+    state: Annotated[str, enum_of(DELIVERY_STATES)] = Field(
+        description="State of the delivery.", examples=["pending"]
     )
-    created_at: datetime
-    finished_at: datetime | None
+    attempts: int = Field(description="Number of attempts so far.", examples=[0])
+    error: str | None = Field(
+        description="Why the last attempt failed; null if it did not fail.", examples=[None]
+    )
+    next_attempt_at: datetime | None = Field(
+        description="Earliest time of the next attempt (RFC 3339, UTC); null if none is scheduled.",
+        examples=[None],
+    )
+    created_at: CreatedAt
+    finished_at: FinishedAt
 
 
 def wake_afterwards(change: Change, endpoints: Sequence[EndpointOrder]) -> None:

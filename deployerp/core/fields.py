@@ -1,15 +1,21 @@
-"""The rules that user-given names keep to: what could reach a label, a path or a URL is held here."""
+"""Types of fields: rules for text that users give, and the fields that many schemas share.
+
+Text that can reach a label, a path or a URL is validated here. Shared fields have their description and
+their example here, so that the API reference says the same everywhere.
+"""
 
 import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from uuid import UUID
 
 from pydantic import (
     AfterValidator,
     AwareDatetime,
     BeforeValidator,
+    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     StringConstraints,
@@ -59,6 +65,7 @@ Name = Annotated[
         rf"^[^{_NOT_PRINTED}]*[^{_NOT_PRINTED}{_INVISIBLE}][^{_NOT_PRINTED}]*$",
         "must have a visible character, and no control characters or line breaks",
     ),
+    Field(description="Display name, 1 to 100 printable characters.", examples=["Acme"]),
 ]
 """A name for people: 1 to 100 printable characters, at least one of which can be seen."""
 
@@ -75,6 +82,10 @@ Slug = Annotated[
     Pattern(
         r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         "must be lower-case letters and digits, with hyphens between them only, such as acme-2",
+    ),
+    Field(
+        description="DNS label: lower-case letters, digits and inner hyphens, at most 63 characters.",
+        examples=["acme"],
     ),
 ]
 """A DNS label (RFC 1123): lower-case letters, digits and inner hyphens, at most 63."""
@@ -175,3 +186,80 @@ def in_utc(time: datetime) -> datetime:
 
 Instant = Annotated[AwareDatetime, BeforeValidator(check_instant), AfterValidator(in_utc)]
 """A time with its offset (RFC 3339), in UTC."""
+
+EXAMPLE_ID = "01932a7c-8f4e-7c3a-9b2d-5e6f7a8b9c0d"
+EXAMPLE_TIME = "2026-11-21T12:00:00Z"
+EXAMPLE_REQUEST_ID = "0f9c2d1e5b7a4c3d8e6f001122334455"
+
+Id = Annotated[UUID, Field(description="ID of the resource (UUIDv7).", examples=[EXAMPLE_ID])]
+ResourceId = Annotated[
+    UUID, Field(description="ID of the resource that `resourceType` describes.", examples=[EXAMPLE_ID])
+]
+ServerId = Annotated[
+    UUID,
+    Field(
+        description="ID of the server that hosts the instance.",
+        examples=["01932a7c-8f4e-7c3a-9b2d-000000000001"],
+    ),
+]
+InstanceId = Annotated[
+    UUID, Field(description="ID of the instance.", examples=["01932a7c-8f4e-7c3a-9b2d-000000000002"])
+]
+EndpointId = Annotated[
+    UUID, Field(description="ID of the webhook endpoint.", examples=["01932a7c-8f4e-7c3a-9b2d-000000000004"])
+]
+EventId = Annotated[
+    UUID, Field(description="ID of the event.", examples=["01932a7c-8f4e-7c3a-9b2d-000000000007"])
+]
+OperationId = Annotated[
+    UUID, Field(description="ID of the operation.", examples=["01932a7c-8f4e-7c3a-9b2d-000000000005"])
+]
+ActorId = Annotated[
+    UUID, Field(description="ID of the user or API key.", examples=["01932a7c-1111-7c3a-9b2d-5e6f7a8b9c0d"])
+]
+RequestId = Annotated[
+    str,
+    Field(
+        description="ID of the request, as in the header `X-Request-Id` and in the log.",
+        examples=[EXAMPLE_REQUEST_ID],
+    ),
+]
+CreatedAt = Annotated[
+    datetime, Field(description="Time of creation (RFC 3339, UTC).", examples=[EXAMPLE_TIME])
+]
+UpdatedAt = Annotated[
+    datetime, Field(description="Time of the last change (RFC 3339, UTC).", examples=[EXAMPLE_TIME])
+]
+StartedAt = Annotated[
+    datetime | None,
+    Field(description="Time of the start (RFC 3339, UTC); null before it.", examples=[None]),
+]
+FinishedAt = Annotated[
+    datetime | None,
+    Field(description="Time of the end (RFC 3339, UTC); null before it.", examples=[None]),
+]
+DisplayName = Annotated[str, Field(description="Display name.", examples=["Acme"])]
+StatusMessage = Annotated[
+    str | None,
+    Field(
+        description="Why the resource has this status, for people; null if nothing is wrong.", examples=[None]
+    ),
+]
+ErrorCode = Annotated[
+    str | None,
+    Field(description="Error code of the last failed attempt; null if none failed.", examples=[None]),
+]
+ErrorMessage = Annotated[
+    str | None,
+    Field(
+        description="What failed and what to do about it, for people; null if nothing failed.",
+        examples=[None],
+    ),
+]
+ActionName = Annotated[str, Field(description="Action that the operation runs.", examples=["restart"])]
+EmailAddress = Annotated[
+    str, Field(description="E-mail address, in lower case.", examples=["ada@example.com"])
+]
+OrganizationSlug = Annotated[
+    str, Field(description="Slug of the organization, unique in this control plane.", examples=["acme"])
+]

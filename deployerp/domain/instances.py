@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from typing import ClassVar, Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
 from uuid import UUID
 
 from pydantic import Field as FactField
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
+from deployerp.core.fields import DisplayName, ServerId, StatusMessage
 from deployerp.core.secrets import Sealed, Vault
 from deployerp.database.base import PRESENT, one_of, time_field
 from deployerp.domain.events.facts import Facts, sample_id
@@ -25,6 +26,20 @@ from deployerp.domain.operations.stateful import Stateful, state_constraints
 
 EnvironmentType = Literal["production", "staging", "development"]
 ADMIN_LOGIN = "admin"
+InstanceSlug = Annotated[
+    str, FactField(description="First part of the host name, a DNS label.", examples=["acme"])
+]
+OdooVersion = Annotated[str, FactField(description="Odoo version that the instance runs.", examples=["19.0"])]
+Environment = Annotated[
+    EnvironmentType, FactField(description="Purpose of the instance.", examples=["production"])
+]
+InstanceUrl = Annotated[
+    str | None,
+    FactField(
+        description="URL of the instance; null until it is deployed.",
+        examples=["https://acme.odoo.example.com"],
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -88,14 +103,16 @@ INSTANCE = lifecycle(
 
 
 class InstanceFacts(Facts):
-    name: str
-    slug: str
-    status: str = FactField(json_schema_extra={"enum": [*INSTANCE.states]})
-    status_message: str | None = FactField(description="What went wrong, where something did.")
-    server_id: UUID
-    odoo_version: str
-    environment_type: EnvironmentType
-    url: str | None = FactField(description="Where it answers, once it does.")
+    name: DisplayName
+    slug: InstanceSlug
+    status: str = FactField(
+        description="Lifecycle status.", examples=["running"], json_schema_extra={"enum": [*INSTANCE.states]}
+    )
+    status_message: StatusMessage
+    server_id: ServerId
+    odoo_version: OdooVersion
+    environment_type: Environment
+    url: InstanceUrl
 
 
 class Instance(Stateful, table=True):

@@ -1,11 +1,24 @@
 """Who may do what: levels of API keys and roles of members, over one set of permissions."""
 
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field
 
 Level = Literal["read", "write", "delete", "admin"]
 Role = Literal["owner", "admin", "developer", "billing", "viewer"]
 LEVELS: tuple[Level, ...] = get_args(Level)
 ROLES: tuple[Role, ...] = get_args(Role)
+KeyLevel = Annotated[
+    Level,
+    Field(
+        description="Access level: `read`, `write` (includes read), `delete` (includes write) or"
+        " `admin` (everything).",
+        examples=["write"],
+    ),
+]
+MemberRole = Annotated[
+    Role, Field(description="Role of the user in the organization.", examples=["developer"])
+]
 
 # What the fleet is made of, and what the people and the money around it are.
 _FLEET = (

@@ -1,12 +1,13 @@
 """One virtual machine that hosts instances."""
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 from pydantic import Field as FactField
 from sqlalchemy import Index, text
 from sqlmodel import Field
 
+from deployerp.core.fields import DisplayName, StatusMessage
 from deployerp.database.base import PRESENT
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import Action, Inclusion, Lifecycle, lifecycle
@@ -58,11 +59,22 @@ SERVER = lifecycle(
 )  # fmt: skip
 
 
+ServerAddress = Annotated[
+    str | None,
+    FactField(
+        description="IP address or host name of the server; null until the provider has assigned it.",
+        examples=["203.0.113.7"],
+    ),
+]
+
+
 class ServerFacts(Facts):
-    name: str
-    status: str = FactField(json_schema_extra={"enum": [*SERVER.states]})
-    status_message: str | None = FactField(description="What went wrong, where something did.")
-    address: str | None = FactField(description="Where it answers, once it does.")
+    name: DisplayName
+    status: str = FactField(
+        description="Lifecycle status.", examples=["running"], json_schema_extra={"enum": [*SERVER.states]}
+    )
+    status_message: StatusMessage
+    address: ServerAddress
 
 
 class Server(Stateful, table=True):

@@ -1,10 +1,8 @@
 """Taking resources through their lifecycles: the operation that a workflow then carries out."""
 
 from contextlib import suppress
-from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
-from uuid import UUID
 
 from fastapi import Response
 from pydantic import Field
@@ -15,6 +13,16 @@ from deployerp.api.contract.changes import Change
 from deployerp.api.contract.envelope import Data, serialize
 from deployerp.api.contract.schemas import EXAMPLE_PARTS, View, enum_of
 from deployerp.core.errors import Conflict, InvalidState, Unavailable
+from deployerp.core.fields import (
+    ActionName,
+    CreatedAt,
+    ErrorCode,
+    ErrorMessage,
+    FinishedAt,
+    OperationId,
+    ResourceId,
+    StartedAt,
+)
 from deployerp.domain.operations import ordering
 from deployerp.domain.operations.lifecycles import OPEN_OPERATION_STATES, OPERATION_STATES, Lifecycle
 from deployerp.domain.operations.messages import OperationOrder
@@ -24,21 +32,29 @@ from deployerp.domain.tables import lifecycles
 
 
 class OperationSummary(View):
-    id: UUID
-    resource_type: Annotated[str, enum_of(tuple(lifecycles()))]
-    resource_id: UUID
-    action: str
-    parameters: dict[str, Any] = Field(
-        description="What the action was ordered with; a retry has the same.", examples=[{}]
+    id: OperationId
+    resource_type: Annotated[str, enum_of(tuple(lifecycles()))] = Field(
+        description="Type of the resource.", examples=["instance"]
     )
-    state: Annotated[str, enum_of(OPERATION_STATES)]
-    error_code: str | None
-    error_message: str | None
-    retry_of: UUID | None
-    parent_id: UUID | None = Field(description="The operation that has ordered this one.")
-    created_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
+    resource_id: ResourceId
+    action: ActionName
+    parameters: dict[str, Any] = Field(
+        description="Parameters of the action; a retry uses the same.", examples=[{}]
+    )
+    state: Annotated[str, enum_of(OPERATION_STATES)] = Field(
+        description="State of the operation.", examples=["pending"]
+    )
+    error_code: ErrorCode
+    error_message: ErrorMessage
+    retry_of: OperationId | None = Field(
+        description="ID of the operation that this one retries; null if it is no retry.", examples=[None]
+    )
+    parent_id: OperationId | None = Field(
+        description="ID of the operation that started this one; null if a request did.", examples=[None]
+    )
+    created_at: CreatedAt
+    started_at: StartedAt
+    finished_at: FinishedAt
 
 
 def first_of(lifecycle: Lifecycle) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
 
+from deployerp.core.fields import EXAMPLE_TIME, RequestId
 from deployerp.database.base import utc_now
+from deployerp.domain.operations.lifecycles import HEALTHS
 
 T = TypeVar("T")
 Disclose = Callable[[dict[str, Any]], dict[str, Any]]
@@ -19,6 +21,11 @@ def enum_of(values: Sequence[str]) -> WithJsonSchema:
     return WithJsonSchema({"type": "string", "enum": list(values)})
 
 
+Health = Annotated[
+    str,
+    enum_of(HEALTHS),
+    Field(description="Last observed health; independent of `status`.", examples=["healthy"]),
+]
 # Beside a reference: what the example of this one field has otherwise.
 EXAMPLE_PARTS = "x-example-parts"
 # No body has more in one place; what has is not worth the time of looking at every part of it.
@@ -82,39 +89,56 @@ def _is_model(kind: object) -> TypeGuard[type[BaseModel]]:
 
 
 class Meta(BaseModel):
-    request_id: str
-    timestamp: datetime = Field(default_factory=utc_now)
+    """Metadata of a response."""
+
+    request_id: RequestId
+    timestamp: datetime = Field(
+        default_factory=utc_now,
+        description="Time of the response (RFC 3339, UTC).",
+        examples=[EXAMPLE_TIME],
+    )
 
 
 class ListMeta(Meta):
-    """With `cursor` there is no page and nothing is counted."""
+    """Metadata of a list; `page`, `total` and `total_pages` are null if the request has a `cursor`."""
 
-    page: int | None
-    per_page: int
-    total: int | None
-    total_pages: int | None
-    next_cursor: str | None
+    page: int | None = Field(description="Page number, from 1.", examples=[1])
+    per_page: int = Field(description="Maximum number of rows per page.", examples=[20])
+    total: int | None = Field(description="Number of rows on all pages.", examples=[1])
+    total_pages: int | None = Field(description="Number of pages.", examples=[1])
+    next_cursor: str | None = Field(
+        description="Value of `cursor` for the next page; null on the last page.", examples=[None]
+    )
+
+
+Succeeded = Annotated[bool, Field(description="Whether the request succeeded: `true`.", examples=[True])]
+ResponseMeta = Annotated[Meta, Field(description="Metadata of the response.")]
 
 
 class Envelope(BaseModel, Generic[T]):
-    success: bool = True
-    data: T
-    meta: Meta
+    success: Succeeded = True
+    data: T = Field(description="The requested data.")
+    meta: ResponseMeta
 
 
 class ListEnvelope(BaseModel, Generic[T]):
-    success: bool = True
-    data: list[T]
-    meta: ListMeta
+    success: Succeeded = True
+    data: list[T] = Field(description="The rows of the page.")
+    meta: ListMeta = Field(description="Metadata of the response and of the page.")
 
 
 class ErrorBody(BaseModel):
-    code: str
-    message: str
-    details: dict[str, Any]
+    code: str = Field(description="Error code, for programs.", examples=["not_found"])
+    message: str = Field(
+        description="What went wrong and what to do about it, for people.",
+        examples=["The resource does not exist."],
+    )
+    details: dict[str, Any] = Field(
+        description="Additional data of the error; its fields depend on `code`.", examples=[{}]
+    )
 
 
 class ErrorEnvelope(BaseModel):
-    success: bool = False
-    error: ErrorBody
-    meta: Meta
+    success: bool = Field(False, description="Whether the request succeeded: `false`.", examples=[False])
+    error: ErrorBody = Field(description="The error.")
+    meta: ResponseMeta

@@ -6,13 +6,15 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
+from deployerp.core.fields import Id
+
 
 class Facts(BaseModel):
     """What an event tells of its resource, spelled as in the API; secrets have no place here."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, from_attributes=True)
 
-    id: UUID
+    id: Id
 
     def serialize(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -9,12 +9,20 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Annotated, Any, Literal
-from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, create_model
 from pydantic.alias_generators import to_pascal
 
-from deployerp.core.fields import Pattern
+from deployerp.core.fields import (
+    EXAMPLE_TIME,
+    ActionName,
+    ErrorCode,
+    ErrorMessage,
+    InstanceId,
+    Pattern,
+    ResourceId,
+    StatusMessage,
+)
 from deployerp.domain import tables
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import FAILED
@@ -29,28 +37,66 @@ EventResource = Literal["server", "instance", "operation", "backup", "webhook_en
 _BACKUP_STATES = ("pending", "running", "completed", "failed", "deleting", "deleted")
 
 
+EndpointDescription = Annotated[
+    str | None,
+    Field(description="Note of the owner about the endpoint, for people.", examples=["Tells our chat"]),
+]
+EndpointEnabled = Annotated[
+    bool, Field(description="Whether events are sent to the endpoint.", examples=[True])
+]
+DisabledReason = Annotated[
+    str | None,
+    Field(
+        description="Why deployERP disabled the endpoint; null if deployERP did not disable it.",
+        examples=[None],
+    ),
+]
+FailingSince = Annotated[
+    datetime | None,
+    Field(
+        description="Time of the first failed attempt since the last accepted one (RFC 3339, UTC);"
+        " null if the last attempt was accepted.",
+        examples=[None],
+    ),
+]
+
+
 class OperationFacts(Facts):
-    resource_type: str = Field(json_schema_extra={"enum": [*tables.lifecycles()]})
-    resource_id: UUID
-    action: str
-    error_code: str | None = Field(description="What kept its last attempt from succeeding.")
-    error_message: str | None = Field(description="The same in words, with what to do about it.")
+    resource_type: str = Field(
+        description="Type of the resource.",
+        examples=["instance"],
+        json_schema_extra={"enum": [*tables.lifecycles()]},
+    )
+    resource_id: ResourceId
+    action: ActionName
+    error_code: ErrorCode
+    error_message: ErrorMessage
 
 
 class BackupFacts(Facts):
-    instance_id: UUID
-    status: str = Field(json_schema_extra={"enum": [*_BACKUP_STATES]})
-    status_message: str | None = Field(description="What went wrong, where something did.")
-    size_bytes: int | None = Field(description="What it takes where it is stored, once it is there.")
+    instance_id: InstanceId
+    status: str = Field(
+        description="Lifecycle status.", examples=["completed"], json_schema_extra={"enum": [*_BACKUP_STATES]}
+    )
+    status_message: StatusMessage
+    size_bytes: int | None = Field(
+        description="Size in the backup destination, in bytes; null until the backup is complete.",
+        examples=[161_000_000],
+    )
 
 
 class EndpointFacts(Facts):
-    """Not its URL, which may be a secret."""
+    """A webhook endpoint, without its URL, which may contain a secret."""
 
-    description: str | None
-    enabled: bool
-    disabled_reason: str | None = Field(description="Why we have disabled it, where we have.")
-    failing_since: datetime | None = Field(description="Since when no try has been accepted.")
+    description: EndpointDescription
+    enabled: EndpointEnabled
+    disabled_reason: DisabledReason
+    failing_since: FailingSince
+
+
+_Timestamp = Annotated[
+    datetime, Field(description="Time of the event (RFC 3339, UTC).", examples=[EXAMPLE_TIME])
+]
 
 
 @dataclass(frozen=True)
@@ -71,7 +117,9 @@ class EventType:
     def message(self) -> type[BaseModel]:
         """What a receiver of webhooks gets."""
         name = to_pascal(f"{self.name.replace('.', '_')}_event")
-        fields: Any = {"type": Literal[self.name], "timestamp": datetime, "data": self.facts}
+        kind = Annotated[Literal[self.name], Field(description="Event type.", examples=[self.name])]
+        data = Annotated[self.facts, Field(description="The resource after the event.")]
+        fields: Any = {"type": kind, "timestamp": _Timestamp, "data": data}
         return create_model(name, **fields)
 
     @property
@@ -84,7 +132,7 @@ class EventType:
     @property
     def example(self) -> dict[str, Any]:
         """A message."""
-        return {"type": self.name, "timestamp": "2026-11-21T12:00:00Z", "data": self.sample.serialize()}
+        return {"type": self.name, "timestamp": EXAMPLE_TIME, "data": self.sample.serialize()}
 
     def describe(self, resource: object) -> dict[str, Any]:
         """What an event of this type tells of a record."""
