@@ -17,6 +17,7 @@ from deployerp.api.contract.resources import serve
 from deployerp.api.contract.routes import Route, needs
 from deployerp.api.contract.schemas import View, enum_of
 from deployerp.core.fields import CreatedAt, Id, ResourceId
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.events.event import Event
 from deployerp.domain.events.types import EVENT_TYPES, SAMPLE, EventPattern, EventResource
 
@@ -98,17 +99,15 @@ async def stream_events(
     known = wanted.after if last_event_id is None else last_event_id
     filters = wanted.model_dump(exclude_none=True, exclude={"after"})
     position = latest if known is None else known
-    return streams.stream(request, _messages(shared, caller.organization_id, position, filters))
+    return streams.stream(request, _messages(shared, caller.tenant, position, filters))
 
 
-async def _messages(
-    shared: Context, organization_id: UUID, position: int, filters: Data
-) -> AsyncGenerator[bytes]:
-    with shared.watcher.following(organization_id) as log:
+async def _messages(shared: Context, tenant: Tenant, position: int, filters: Data) -> AsyncGenerator[bytes]:
+    with shared.watcher.following(tenant.organization_id) as log:
         while True:
             # Before the page is read: up to there it holds all that fits.
             latest = log.latest
-            events = await _page(shared, organization_id, {"after": position} | filters)
+            events = await _page(shared, tenant, {"after": position} | filters)
             yield b"".join(streams.message(each["type"], each, each["sequence"]) for each in events)
             position = max([position, *(each["sequence"] for each in events)])
             if len(events) < _PAGE:
@@ -118,10 +117,10 @@ async def _messages(
                     yield b""
 
 
-async def _page(shared: Context, organization_id: UUID, filters: Data) -> list[Data]:
+async def _page(shared: Context, tenant: Tenant, filters: Data) -> list[Data]:
     asked = ListQuery(1, _PAGE, "sequence", "asc", None, tuple(sorted(filters.items())), ())
-    query, values = LOG.query(asked, counted=False), LOG.values(asked, organization_id)
-    return (await shared.reader.rows(organization_id, query, values))[:_PAGE]
+    query, values = LOG.query(asked, counted=False), LOG.values(asked)
+    return (await shared.reader.rows(tenant, query, values))[:_PAGE]
 
 
 LOG = serve(

@@ -27,6 +27,7 @@ from deployerp.api.contract.schemas import Envelope, View, enum_of
 from deployerp.core.errors import InvalidState, NotFound, OperationInProgress, Unavailable
 from deployerp.core.fields import EXAMPLE_TIME, FinishedAt
 from deployerp.database.sessions import tenant_transaction
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.operations.lifecycles import (
     OPEN_OPERATION_STATES,
     OPERATION_STATES,
@@ -94,7 +95,7 @@ serve(
 @needs("read:operations")
 async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
     """The operation and its steps, as far as they have come."""
-    return respond_single(request, await _read_own(shared, caller.organization_id, id))
+    return respond_single(request, await _read_own(shared, caller.tenant, id))
 
 
 @router.get(
@@ -108,23 +109,23 @@ async def stream_operation(
 ) -> StreamingResponse:
     """Server-sent events: the whole operation at each change, until it has ended."""
     streams.need_place(shared.watcher, caller.organization_id)
-    await _read_own(shared, caller.organization_id, id)
-    return streams.stream(request, _changes_of(shared, caller.organization_id, id))
+    await _read_own(shared, caller.tenant, id)
+    return streams.stream(request, _changes_of(shared, caller.tenant, id))
 
 
-async def _read_own(shared: Context, organization_id: UUID, id: UUID) -> Data:
+async def _read_own(shared: Context, tenant: Tenant, id: UUID) -> Data:
     """Raises `NotFound`."""
-    async with tenant_transaction(shared.sessions, organization_id) as session:
-        return await read(session, await get_owned(session, Operation, id, organization_id))
+    async with tenant_transaction(shared.sessions, tenant) as session:
+        return await read(session, await get_owned(session, Operation, id, tenant))
 
 
-async def _changes_of(shared: Context, organization_id: UUID, id: UUID) -> AsyncGenerator[bytes]:
+async def _changes_of(shared: Context, tenant: Tenant, id: UUID) -> AsyncGenerator[bytes]:
     known: Data = {}
-    with shared.watcher.following_operation(organization_id, id) as changes:
+    with shared.watcher.following_operation(tenant.organization_id, id) as changes:
         while True:
             # Before the operation is read: what comes after that is told with the next read.
             seen = changes.latest
-            told = await _read_own(shared, organization_id, id)
+            told = await _read_own(shared, tenant, id)
             yield b"" if told == known else streams.message("operation", told)
             if told["state"] not in OPEN_OPERATION_STATES:
                 return

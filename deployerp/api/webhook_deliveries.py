@@ -60,8 +60,8 @@ serve(
 @needs("read:webhook-deliveries")
 async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
     """The delivery, with every attempt."""
-    async with tenant_transaction(shared.sessions, caller.organization_id) as session:
-        delivery = await get_owned(session, WebhookDelivery, id, caller.organization_id)
+    async with tenant_transaction(shared.sessions, caller.tenant) as session:
+        delivery = await get_owned(session, WebhookDelivery, id, caller.tenant)
         attempts = await session.scalars(
             select(WebhookAttempt)
             .where(col(WebhookAttempt.delivery_id) == id)

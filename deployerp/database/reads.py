@@ -1,4 +1,4 @@
-"""Reads of one organization's rows, as plain dictionaries, as cheaply as each database allows.
+"""Reads of a tenant's rows, as plain dictionaries, as cheaply as each database allows.
 
 On PostgreSQL they go past the ORM, straight to asyncpg: a session costs three times what the query does.
 """
@@ -6,14 +6,14 @@ On PostgreSQL they go past the ORM, straight to asyncpg: a session costs three t
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
-from uuid import UUID
 
 import orjson
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployerp.database.connections import Codec, Connections
-from deployerp.database.sessions import TENANT_ROLE, TENANT_SETTING, SessionFactory, tenant_transaction
+from deployerp.database.sessions import SessionFactory, tenant_transaction
 from deployerp.database.statements import Row, Statement, run
+from deployerp.database.tenancy import TENANT_ROLE, TENANT_SETTING, Tenant
 
 _CONNECTIONS = 4
 _SETTINGS = {
@@ -50,8 +50,8 @@ class Query(Statement):
 
 
 class Reader(Protocol):
-    async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        """The rows of a query that belong to the organization."""
+    async def rows(self, tenant: Tenant, query: Query, values: Mapping[str, Any]) -> list[Row]:
+        """The rows of a query that belong to the tenant, whose parameters are added to `values`."""
         ...
 
     async def close(self) -> None: ...
@@ -63,9 +63,9 @@ class SessionReader:
     def __init__(self, sessions: SessionFactory) -> None:
         self._sessions = sessions
 
-    async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        async with tenant_transaction(self._sessions, organization_id) as session:
-            return await run(session, query, values)
+    async def rows(self, tenant: Tenant, query: Query, values: Mapping[str, Any]) -> list[Row]:
+        async with tenant_transaction(self._sessions, tenant) as session:
+            return await run(session, query, {**values, **tenant.values})
 
     async def close(self) -> None:
         pass
@@ -77,8 +77,8 @@ class PostgresReader:
     def __init__(self, url: str) -> None:
         self._connections = Connections(url, _CONNECTIONS, _SETTINGS, _CODECS)
 
-    async def rows(self, organization_id: UUID, query: Query, values: Mapping[str, Any]) -> list[Row]:
-        return await self._connections.run(query, values)
+    async def rows(self, tenant: Tenant, query: Query, values: Mapping[str, Any]) -> list[Row]:
+        return await self._connections.run(query, {**values, **tenant.values})
 
     async def close(self) -> None:
         await self._connections.close()

@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NoReturn
-from uuid import UUID
 
 import asyncpg
 from sqlalchemy import event, text
@@ -20,11 +19,10 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry
 
 from deployerp.database.connections import LIMITS
 from deployerp.database.statements import DRIVER
+from deployerp.database.tenancy import TENANT_ROLE, TENANT_SETTING, Tenant
 
 __all__ = [
     "AWAY_STATES",
-    "TENANT_ROLE",
-    "TENANT_SETTING",
     "SessionFactory",
     "as_control_plane",
     "open_database",
@@ -39,10 +37,6 @@ _HIDE_VALUES = True
 # PostgreSQL's, in appendix A of its manual: no connection; no room for one more, in memory or on the disk;
 # it stops, has broken down, or does not take connections yet; one of `LIMITS` was reached.
 AWAY_STATES = ("08", "53", "57P01", "57P02", "57P03", "55P03", "57014", "25P03")
-
-# What requests of a tenant are on PostgreSQL, where row level security holds them to their organization.
-TENANT_ROLE = "deployerp_tenant"
-TENANT_SETTING = "deployerp.organization_id"
 
 SessionFactory = async_sessionmaker[AsyncSession]
 
@@ -118,8 +112,8 @@ def _begin_immediate(connection: Any) -> None:
 
 
 @asynccontextmanager
-async def tenant_transaction(sessions: SessionFactory, organization_id: UUID) -> AsyncIterator[AsyncSession]:
-    """A transaction that sees and writes one organization's rows; committed at the end of the block.
+async def tenant_transaction(sessions: SessionFactory, tenant: Tenant) -> AsyncIterator[AsyncSession]:
+    """A transaction that sees and writes a tenant's rows; committed at the end of the block.
 
     On PostgreSQL the database itself sees to that; what is set here ends with the transaction.
     """
@@ -128,7 +122,7 @@ async def tenant_transaction(sessions: SessionFactory, organization_id: UUID) ->
         async with sessions.begin() as session:
             yield session
         return
-    async with engine.connect() as connection, _tenant(connection, organization_id) as driver:
+    async with engine.connect() as connection, _begin_tenant(connection, tenant) as driver:
         # One that is not used costs nothing.
         session = sessions(bind=connection, info={DRIVER: driver}, sync_session_class=_Joined)
         yield session
@@ -146,12 +140,12 @@ class _Joined(Session):
 
 
 @asynccontextmanager
-async def _tenant(connection: AsyncConnection, organization_id: UUID) -> AsyncIterator[asyncpg.Connection]:
+async def _begin_tenant(connection: AsyncConnection, tenant: Tenant) -> AsyncIterator[asyncpg.Connection]:
     """The driver, in a transaction of its own: one of SQLAlchemy's would cost three times as much."""
     await connection.execution_options(isolation_level="AUTOCOMMIT")
     driver: Any = (await connection.get_raw_connection()).driver_connection
     try:
-        await driver.execute(_BEGIN.format(organization_id))
+        await driver.execute(_BEGIN.format(tenant.organization_id))
         yield driver
         if await driver.execute("COMMIT") != "COMMIT":
             # That is how PostgreSQL ends a transaction of which a statement had failed.

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from deployerp.cli.app import app, main
 from deployerp.database.sessions import open_database, session_factory, tenant_transaction
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.audit.log import AuditRecord, append
 from deployerp.domain.organizations import Organization
 
@@ -25,7 +26,7 @@ async def fill(url: str, **entries: int) -> None:
         organization = Organization(name=slug, slug=slug)
         async with sessions() as session, session.begin():
             session.add(organization)
-        async with tenant_transaction(sessions, organization.id) as session:
+        async with tenant_transaction(sessions, Tenant(organization.id)) as session:
             for _ in range(count):
                 await append(session, organization.id, deed)
     await engine.dispose()

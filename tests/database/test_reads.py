@@ -11,6 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from deployerp.database.reads import Query, Reader, open_reader
 from deployerp.database.sessions import SessionFactory
+from deployerp.database.tenancy import Tenant
 
 ASKED_FOR = bindparam("organization_id", type_=Uuid())
 one_database = pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
@@ -25,7 +26,7 @@ WHOSE, SLOW, BROKEN = query("pg_backend_pid()"), query("pg_sleep(30)"), query("1
 
 async def told(reader: Reader, asked: Query = WHOSE, of: UUID | None = None) -> object:
     of = of or uuid4()
-    (row,) = await reader.rows(of, asked, {"organization_id": of})
+    (row,) = await reader.rows(Tenant(of), asked, {})
     return row["told"]
 
 

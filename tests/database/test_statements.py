@@ -13,6 +13,7 @@ from sqlmodel import col
 
 from deployerp.database.sessions import SessionFactory, tenant_transaction
 from deployerp.database.statements import DRIVER, Statement, put, run
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.events.event import Event
 from deployerp.domain.organizations import Organization
 from deployerp.domain.providers import Provider
@@ -67,7 +68,7 @@ async def test_what_is_put_is_what_the_session_reads(sessions: SessionFactory, o
 async def test_the_session_and_what_goes_past_it_are_one_transaction(
     sessions: SessionFactory, organization_id: UUID
 ) -> None:
-    async with tenant_transaction(sessions, organization_id) as session:
+    async with tenant_transaction(sessions, Tenant(organization_id)) as session:
         session.add(provider(organization_id, "through it"))
         await session.flush()
         await put(session, provider(organization_id, "past it"))
@@ -81,7 +82,7 @@ async def test_the_session_and_what_goes_past_it_are_one_transaction(
 
 async def test_what_fails_takes_back_both(sessions: SessionFactory, organization_id: UUID) -> None:
     async def fail() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             session.add(provider(organization_id, "through it"))
             await put(session, provider(organization_id, "past it"))
             await session.flush()
@@ -94,7 +95,7 @@ async def test_what_fails_takes_back_both(sessions: SessionFactory, organization
 
 async def test_a_rule_that_is_broken_is_one_error(sessions: SessionFactory, organization_id: UUID) -> None:
     async def twice() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await put(session, provider(organization_id, "one"))
             await put(session, provider(organization_id, "one"))
 
@@ -108,7 +109,7 @@ async def test_a_failure_that_somebody_hides_is_not_taken_for_a_commit(
     sessions: SessionFactory, organization_id: UUID
 ) -> None:
     async def hide() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await put(session, provider(organization_id, "one"))
             with suppress(IntegrityError):
                 await put(session, provider(organization_id, "one"))
@@ -124,7 +125,7 @@ async def test_the_session_does_not_end_the_transaction(
     sessions: SessionFactory, organization_id: UUID, end: str
 ) -> None:
     async def end_it() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await put(session, provider(organization_id, "one"))
             await getattr(session, end)()
 
@@ -138,7 +139,7 @@ async def test_a_tenant_puts_nothing_into_another_organization(
     sessions: SessionFactory, organization_id: UUID
 ) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with tenant_transaction(sessions, uuid4()) as session:
+        async with tenant_transaction(sessions, Tenant(uuid4())) as session:
             await put(session, provider(organization_id, "one"))
 
 
@@ -164,7 +165,7 @@ async def test_nothing_of_a_transaction_stays_with_its_connection(
     sessions: SessionFactory, organization_id: UUID
 ) -> None:
     async def cut_off() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await session.info[DRIVER].fetch("SELECT pg_sleep(60)")
 
     tries = [asyncio.create_task(cut_off()) for _ in range(4)]
@@ -201,10 +202,10 @@ async def lose(sessions: SessionFactory) -> AsyncIterator[Lose]:
 async def test_a_connection_that_the_server_has_closed_is_made_anew(
     sessions: SessionFactory, organization_id: UUID, lose: Lose
 ) -> None:
-    async with tenant_transaction(sessions, organization_id) as session:
+    async with tenant_transaction(sessions, Tenant(organization_id)) as session:
         driver = session.info[DRIVER]
     await lose(driver)
-    async with tenant_transaction(sessions, organization_id) as session:
+    async with tenant_transaction(sessions, Tenant(organization_id)) as session:
         assert session.info[DRIVER] is not driver
 
 
@@ -213,7 +214,7 @@ async def test_a_connection_that_is_lost_ends_the_transaction(
     sessions: SessionFactory, organization_id: UUID, lose: Lose
 ) -> None:
     async def put_and_lose() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await put(session, provider(organization_id, "one"))
             await lose(session.info[DRIVER])
 

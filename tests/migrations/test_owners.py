@@ -14,13 +14,14 @@ import pytest
 from alembic import command
 from sqlalchemy import func, select, text
 
+from deployerp.database import tenancy
 from deployerp.database.sessions import (
-    TENANT_ROLE,
     as_control_plane,
     open_database,
     session_factory,
     tenant_transaction,
 )
+from deployerp.database.tenancy import TENANT_ROLE
 from deployerp.domain.audit.log import append
 from deployerp.domain.servers import Server
 from deployerp.domain.tables import metadata
@@ -80,7 +81,7 @@ async def check_walls(url: str) -> None:
             # One installation for both tenants.
             assert len(await rows(session, name)) == (1 if name == "installations" else 2), name
     for tenant in tenants:
-        async with tenant_transaction(sessions, tenant.id) as session:
+        async with tenant_transaction(sessions, tenancy.Tenant(tenant.id)) as session:
             for name in VISIBLE:
                 assert len(await rows(session, name)) == 1, name
             assert [found.id for found in await session.scalars(select(Server))] == [tenant.of("servers").id]

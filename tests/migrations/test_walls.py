@@ -13,13 +13,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from deployerp.database.base import new_id, utc_now
 from deployerp.database.reads import Query, open_reader
 from deployerp.database.sessions import (
-    TENANT_ROLE,
-    TENANT_SETTING,
     SessionFactory,
     as_control_plane,
     session_factory,
     tenant_transaction,
 )
+from deployerp.database.tenancy import TENANT_ROLE, TENANT_SETTING
+from deployerp.database.tenancy import Tenant as Owner
 from deployerp.domain.instances import Instance
 from deployerp.domain.organizations import Organization
 from deployerp.domain.servers import Server
@@ -29,7 +29,7 @@ from tests.migrations.tenants import CLOSED, VISIBLE, Tenant, refused, rows, set
 
 # What only workers and the control plane itself write.
 READ_ONLY = {"organizations", "users", "operation_steps", "webhook_attempts"}
-ADDED_TO = {"audit_log", "events"}
+ADDED_TO = {"audit_log", "events", "releases"}
 DELETABLE = {"members", "idempotency_records", "operation_holds"}
 
 
@@ -73,7 +73,7 @@ class Enough(Exception):
 @asynccontextmanager
 async def taken_back(sessions: SessionFactory, organization_id: UUID) -> AsyncIterator[AsyncSession]:
     with suppress(Enough):
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Owner(organization_id)) as session:
             yield session
             raise Enough
 
@@ -130,7 +130,7 @@ async def test_a_tenant_sees_its_own_rows_alone(
         for name in VISIBLE:
             async with sessions() as session:
                 expected = await rows(session, name, mine(name).format(tenant.id))
-            async with tenant_transaction(sessions, tenant.id) as session:
+            async with tenant_transaction(sessions, Owner(tenant.id)) as session:
                 assert await rows(session, name) == expected, name
             assert len(expected) == 1, name
 
@@ -173,7 +173,7 @@ async def test_a_tenant_cannot_write_rows_of_another(
     async with taken_back(sessions, ours.id) as session:
         change = update(table).values(organization_id=theirs.id)
         await refused(session, change, words)
-    async with tenant_transaction(sessions, ours.id) as session:
+    async with tenant_transaction(sessions, Owner(ours.id)) as session:
         column = next(c for c in table.columns if not c.primary_key and c.name != "organization_id")
         of_theirs = table.c.organization_id == theirs.id
         changed = await session.execute(update(table).where(of_theirs).values({column.name: column}))
@@ -196,7 +196,7 @@ async def test_a_tenant_cannot_write_what_workers_write(
 async def test_a_tenant_deletes_its_own_rows_alone(
     sessions: SessionFactory, ours: Tenant, theirs: Tenant, name: str
 ) -> None:
-    async with tenant_transaction(sessions, ours.id) as session:
+    async with tenant_transaction(sessions, Owner(ours.id)) as session:
         await session.execute(table_of(name).delete())
     async with sessions() as session:
         left = await session.scalars(select(table_of(name).c.organization_id))
@@ -213,7 +213,7 @@ async def test_a_tenant_cannot_delete_what_is_kept(sessions: SessionFactory, our
 async def test_a_query_that_has_lost_its_filter_leaks_nothing(
     postgres_url: str, database: AsyncEngine, sessions: SessionFactory, ours: Tenant, theirs: Tenant
 ) -> None:
-    async with tenant_transaction(sessions, ours.id) as session:
+    async with tenant_transaction(sessions, Owner(ours.id)) as session:
         assert [found.id for found in await session.scalars(select(Instance))] == [ours.of("instances").id]
         assert await session.get(Instance, theirs.of("instances").id) is None
         assert await session.scalar(select(func.count()).select_from(Server)) == 1
@@ -229,7 +229,7 @@ async def test_a_read_that_has_lost_its_filter_leaks_nothing(
             # It knows whose rows it should read, and reads all that it can see.
             query = Query(select(table_of(name)).where(asked_for.is_not(None)))
             for tenant in (ours, theirs):
-                found = await reader.rows(tenant.id, query, {"organization_id": tenant.id})
+                found = await reader.rows(Owner(tenant.id), query, {})
                 async with sessions() as session:
                     expected = await rows(session, name, mine(name).format(tenant.id))
                 assert len(found) == 1, name
@@ -247,7 +247,7 @@ async def test_a_user_of_two_organizations_is_seen_by_both_and_others_by_neither
         session.add(User(email="nobody@example.com", email_verified_at=utc_now(), name="nobody"))
     seen = []
     for tenant in (ours, theirs):
-        async with tenant_transaction(sessions, tenant.id) as session:
+        async with tenant_transaction(sessions, Owner(tenant.id)) as session:
             seen.append(set(await session.scalars(select(User.id))))  # type: ignore[call-overload]
             # What the shared user is elsewhere is not told.
             assert set(await session.scalars(select(Member.organization_id))) == {tenant.id}  # type: ignore[call-overload]
@@ -267,11 +267,11 @@ async def test_a_connection_forgets_whose_it_was(postgres_url: str) -> None:
         return (await session.execute(look)).one()
 
     async def fail() -> None:
-        async with tenant_transaction(sessions, tenant.id) as session:
+        async with tenant_transaction(sessions, Owner(tenant.id)) as session:
             assert (await seen(session))[1:] == (False, str(tenant.id))
             raise ZeroDivisionError
 
-    async with tenant_transaction(sessions, tenant.id) as session:
+    async with tenant_transaction(sessions, Owner(tenant.id)) as session:
         pid, plain, organization = await seen(session)
     assert (plain, organization) == (False, str(tenant.id))
     with pytest.raises(ZeroDivisionError):
@@ -286,7 +286,7 @@ async def test_tenants_at_once_on_few_connections_stay_apart(
     sessions: SessionFactory, ours: Tenant, theirs: Tenant
 ) -> None:
     async def look(tenant: Tenant) -> None:
-        async with tenant_transaction(sessions, tenant.id) as session:
+        async with tenant_transaction(sessions, Owner(tenant.id)) as session:
             assert [found.id for found in await session.scalars(select(Server))] == [tenant.of("servers").id]
             await session.execute(text("SELECT pg_sleep(0)"))
             assert (await session.scalars(select(table_of("organizations").c.id))).all() == [tenant.id]
@@ -339,7 +339,7 @@ async def test_a_listing_goes_through_the_same_index_as_without_the_wall(
 
     async with sessions() as session:
         without = await plan(session)
-    async with tenant_transaction(sessions, ours.id) as session:
+    async with tenant_transaction(sessions, Owner(ours.id)) as session:
         behind = await plan(session)
     assert "ix_instances_listing" in indexes(without)
     assert indexes(behind) == indexes(without)

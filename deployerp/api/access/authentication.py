@@ -21,6 +21,7 @@ from deployerp.core.secrets import digest, same
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import SessionFactory
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.access_tokens import AccessTokens, Claims, TokenRefused, key_name_of
 from deployerp.domain.api_keys import ApiKey, key_id_of, mark_used
 from deployerp.domain.organizations import Organization
@@ -168,7 +169,7 @@ class Authenticator:
             self._background.run(self._mark_used(key.id, now))
         level = cast("Level", key.level)
         caller = Caller(
-            organization.id,
+            Tenant(organization.id),
             "api_key",
             key.id,
             f"level `{level}`",
@@ -191,7 +192,7 @@ def _check_password_unchanged(membership: Membership, claims: Claims) -> None:
 
 def _member(found: Membership) -> Caller:
     return Caller(
-        found.organization.id,
+        Tenant(found.organization.id),
         "user",
         found.user.id,
         f"role `{found.role}`",

@@ -5,6 +5,7 @@ from typing import Literal
 from uuid import UUID
 
 from deployerp.core.errors import Forbidden
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.plans import Limits
 
 ActorType = Literal["user", "api_key"]
@@ -14,13 +15,17 @@ ActorType = Literal["user", "api_key"]
 class Caller:
     """Who asks, for which organization, and what they may do there."""
 
-    organization_id: UUID
+    tenant: Tenant
     actor_type: ActorType
     actor_id: UUID
     # In words: "level `read`", "role `viewer`".
     holds: str
     permissions: frozenset[str]
     limits: Limits
+
+    @property
+    def organization_id(self) -> UUID:
+        return self.tenant.organization_id
 
     def need(self, permission: str) -> None:
         """Raises `Forbidden`."""

@@ -27,6 +27,7 @@ from deployerp.core.errors import NotFound, PreconditionFailed
 from deployerp.database.base import Record
 from deployerp.database.sessions import tenant_transaction
 from deployerp.database.statements import Row, Statement, put, run
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.audit.log import AuditRecord, ChangeTracker, RecordChange, append, snapshot
 from deployerp.domain.operations.operation import Operation
 
@@ -60,7 +61,7 @@ class Change:
 
         With `lock` nobody else changes it before the transaction ends.
         """
-        return await get_owned(self.session, model, id, self.caller.organization_id, lock=lock)
+        return await get_owned(self.session, model, id, self.caller.tenant, lock=lock)
 
     async def hold(self, model: type[Record], id: UUID, *names: str) -> Row:
         """These columns of the caller's own row, which stays as it is until the transaction ends.
@@ -68,7 +69,7 @@ class Change:
         For what is needed and not changed. Raises `NotFound`.
         """
         found = await run(self.session, _lock_statement(model, names), {"id": id})
-        if not found or self.caller.organization_id != found[0]["organization_id"]:
+        if not found or not self.caller.tenant.owns(found[0]):
             raise not_found(model.__name__, id)
         return found[0]
 
@@ -134,15 +135,11 @@ def snake(name: str) -> str:
 
 
 async def get_owned(
-    session: AsyncSession, model: type[Owned], id: UUID, organization_id: UUID, *, lock: bool = False
+    session: AsyncSession, model: type[Owned], id: UUID, tenant: Tenant, *, lock: bool = False
 ) -> Owned:
-    """The organization's own object; another's does not exist for it. Raises `NotFound`."""
+    """The tenant's own object; another's does not exist for it. Raises `NotFound`."""
     found: Any = await session.get(model, id, with_for_update=lock)
-    if (
-        found is None
-        or found.organization_id != organization_id
-        or getattr(found, "deleted_at", None) is not None
-    ):
+    if found is None or not tenant.owns(found) or getattr(found, "deleted_at", None) is not None:
         raise not_found(model.__name__, id)
     return cast("Owned", found)
 
@@ -178,11 +175,11 @@ async def carry_out(
     key = await read_idempotency_key(request, caller)
     if check is not None:
         if key is not None:
-            async with tenant_transaction(shared.sessions, caller.organization_id) as session:
+            async with tenant_transaction(shared.sessions, caller.tenant) as session:
                 if (given := await key.replay(session, shared.vault)) is not None:
                     return given
         await check(request)
-    async with tenant_transaction(shared.sessions, caller.organization_id) as session:
+    async with tenant_transaction(shared.sessions, caller.tenant) as session:
         if key is not None and (given := await key.replay(session, shared.vault)) is not None:
             return given
         made = request.state.change = Change(request, caller, session, shared, ChangeTracker(session))
@@ -192,7 +189,7 @@ async def carry_out(
         await session.flush()
         # Last of all: whoever else changes something in the organization waits from here to the commit.
         await append(session, caller.organization_id, _audit_record(made, name, made.tracker.changes()))
-    shared.totals.forget(caller.organization_id)
+    shared.totals.forget(caller.tenant)
     for actor_id in made.forgotten:
         shared.authenticator.forget(actor_id)
     if made.afterwards:

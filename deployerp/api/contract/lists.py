@@ -186,9 +186,9 @@ class Listing:
         alias = dict(fields_of(self.view))[asked.sort]
         return Position(asked.sort, asked.order, row[alias], row["id"]).encoded()
 
-    def values(self, asked: ListQuery, organization_id: UUID) -> dict[str, Any]:
+    def values(self, asked: ListQuery) -> dict[str, Any]:
         """The parameters of the statement; one row more than asked tells whether there is a next page."""
-        values: dict[str, Any] = {"organization_id": organization_id, "limit": asked.per_page + 1}
+        values: dict[str, Any] = {"limit": asked.per_page + 1}
         values |= {name: _like(value) if name == "q" else value for name, value in asked.filters}
         if asked.position is None:
             return values | {"offset": asked.offset}

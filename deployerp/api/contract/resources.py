@@ -70,9 +70,8 @@ def serve(
 
 async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
     """The caller's own row. Raises `NotFound`."""
-    organization_id = dependencies.caller(request).organization_id
-    values = {"organization_id": organization_id, "id": id}
-    found = await dependencies.context(request).reader.rows(organization_id, listing.one, values)
+    tenant = dependencies.caller(request).tenant
+    found = await dependencies.context(request).reader.rows(tenant, listing.one, {"id": id})
     if not found:
         raise not_found(name, id)
     return mask(listing.view, found[0])
@@ -80,21 +79,21 @@ async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:
 
 async def _respond_list(request: Request, listing: Listing) -> Response:
     asked = listing.parse(request.scope["query_string"])
-    organization_id = dependencies.caller(request).organization_id
+    tenant = dependencies.caller(request).tenant
     reader, totals = dependencies.context(request).reader, dependencies.context(request).totals
     # By the list itself, of which there is one.
     counted_as = (id(listing), asked.filters)
-    total = totals.of(organization_id, counted_as)
+    total = totals.of(tenant, counted_as)
     uncounted = asked.position is None and total is None
-    values = listing.values(asked, organization_id)
+    values = listing.values(asked)
     query = listing.query(asked, counted=uncounted and listing.counts_with_page(asked))
-    rows = await reader.rows(organization_id, query, values)
+    rows = await reader.rows(tenant, query, values)
     if uncounted:
         total = _total_of(asked, rows)
         if total is None:
-            counted = await reader.rows(organization_id, listing.count(asked.names), values)
+            counted = await reader.rows(tenant, listing.count(asked.names), values)
             total = cast("int", counted[0][TOTAL])
-        totals.learn(organization_id, counted_as, total)
+        totals.learn(tenant, counted_as, total)
     more = len(rows) > asked.per_page
     rows = rows[: asked.per_page]
     cursor = listing.next_cursor(asked, rows[-1]) if more else None

@@ -117,9 +117,11 @@ class EventType:
     def message(self) -> type[BaseModel]:
         """What a receiver of webhooks gets."""
         name = to_pascal(f"{self.name.replace('.', '_')}_event")
-        kind = Annotated[Literal[self.name], Field(description="Event type.", examples=[self.name])]
-        data = Annotated[self.facts, Field(description="The resource after the event.")]
-        fields: Any = {"type": kind, "timestamp": _Timestamp, "data": data}
+        fields: Any = {
+            "type": (Literal[self.name], Field(description="Event type.", examples=[self.name])),
+            "timestamp": _Timestamp,
+            "data": (self.facts, Field(description="The resource after the event.")),
+        }
         return create_model(name, **fields)
 
     @property

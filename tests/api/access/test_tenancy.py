@@ -15,6 +15,7 @@ from deployerp.api import gate
 from deployerp.api.contract.lists import Listing
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
+from deployerp.database.tenancy import Tenant
 from tests.api.calls import GUARDED, PREPARATIONS, Ask, Call
 from tests.api.contents import everything
 from tests.conftest import Client, Fleet, new_client
@@ -163,7 +164,7 @@ def unguarded(monkeypatch: pytest.MonkeyPatch) -> None:
     async def as_everybody(*given: Any) -> Any:
         caller, standing = await admitted(*given)
         everybody = Everybody(int=caller.organization_id.int)
-        return replace(caller, organization_id=everybody), standing
+        return replace(caller, tenant=Tenant(everybody)), standing
 
     monkeypatch.setattr(Listing, "_conditions", without_organization)
     # As they are but for what they remember.

@@ -22,6 +22,7 @@ from deployerp.core.secrets import Vault
 from deployerp.core.settings import Settings
 from deployerp.database.base import utc_now
 from deployerp.database.sessions import SessionFactory
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.api_keys import new_api_key
 from deployerp.domain.audit.log import AuditEntry
 from deployerp.domain.idempotency import IdempotencyRecord
@@ -330,7 +331,7 @@ async def test_what_is_only_read_is_not_kept(client: Client, sessions: SessionFa
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
 async def test_a_request_that_is_being_carried_out_is_told(client: Client, sessions: SessionFactory) -> None:
     key_id = UUID((await client.data("GET", "/v1/me"))["id"])
-    caller = Caller(client.organization_id, "api_key", key_id, "", frozenset(), Limits(None, None))
+    caller = Caller(Tenant(client.organization_id), "api_key", key_id, "", frozenset(), Limits(None, None))
     async with sessions() as session, session.begin():
         await IdempotentRequest(caller, "key", "fingerprint").replay(session, Vault.__new__(Vault))
         answer = await keyed(client, "POST", "/v1/providers", PROVIDER)

@@ -21,6 +21,7 @@ from deployerp.database.sessions import (
     session_factory,
     tenant_transaction,
 )
+from deployerp.database.tenancy import Tenant
 from deployerp.domain.audit import verification
 from deployerp.domain.audit.log import GENESIS, AuditRecord, append, chained, digest_of
 from deployerp.domain.audit.verification import Broken, Verified, verify
@@ -62,7 +63,7 @@ def deed(**more: Any) -> AuditRecord:
 async def add(sessions: SessionFactory, organization_id: UUID, *deeds: AuditRecord) -> list[int]:
     sequences = []
     for each in deeds:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             sequences.append(await append(session, organization_id, each))
     return sequences
 
@@ -141,7 +142,7 @@ async def test_a_transaction_that_fails_leaves_no_entry_and_no_gap(
     await add(sessions, organization_id, deed())
 
     async def fail() -> None:
-        async with tenant_transaction(sessions, organization_id) as session:
+        async with tenant_transaction(sessions, Tenant(organization_id)) as session:
             await append(session, organization_id, deed())
             raise ZeroDivisionError
 
@@ -154,7 +155,7 @@ async def test_a_transaction_that_fails_leaves_no_entry_and_no_gap(
 async def test_one_transaction_may_write_several_entries(
     sessions: SessionFactory, organization_id: UUID
 ) -> None:
-    async with tenant_transaction(sessions, organization_id) as session:
+    async with tenant_transaction(sessions, Tenant(organization_id)) as session:
         assert [await append(session, organization_id, deed()) for _ in range(3)] == [1, 2, 3]
     assert isinstance(await verify(sessions, organization_id), Verified)
 

@@ -1,0 +1,30 @@
+"""Whose rows a request sees and writes."""
+
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+# What requests of a tenant are on PostgreSQL, where row level security holds them to their organization.
+TENANT_ROLE = "deployerp_tenant"
+TENANT_SETTING = "deployerp.organization_id"
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """An organization as the owner of rows.
+
+    What narrows whose rows these are, such as a project, is added here, and to the parameters and policies
+    that read it.
+    """
+
+    organization_id: UUID
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters of statements that read its rows."""
+        return {"organization_id": self.organization_id}
+
+    def owns(self, record: Any) -> bool:
+        """Whether a record, or a row with this column, is its own."""
+        owner = record["organization_id"] if isinstance(record, dict) else record.organization_id
+        return bool(owner == self.organization_id)
