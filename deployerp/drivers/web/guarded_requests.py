@@ -14,7 +14,6 @@ from ipaddress import ip_address
 from typing import Any
 
 import requests
-import structlog
 from libcloud.common.base import Connection
 from libcloud.compute import base
 from libcloud.http import LibcloudConnection
@@ -23,10 +22,9 @@ from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 
-from deployerp.core.errors import AddressRefused, ProviderRefused
-from deployerp.drivers.web.urls import Network, may_be_called
+from deployerp.core.errors import ProviderRefused
+from deployerp.drivers.web.urls import Network, check_addresses
 
-log = structlog.get_logger()
 # Lists of a whole account are some megabytes; more is nobody's list.
 MOST_BYTES = 16 * 1024 * 1024
 _CHUNK_BYTES = 64 * 1024
@@ -138,14 +136,7 @@ class _Checked(HTTPConnection):
         except (OSError, UnicodeError):
             raise NewConnectionError(self, "the name has no address") from None
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
-        refused = [each for each in addresses if not may_be_called(ip_address(each), self.allowed_networks)]
-        if refused:
-            # The address is the operator's business: it would tell a user what the inner network is like.
-            log.warning("address refused", host=host, addresses=refused)
-            raise AddressRefused(
-                f"{host} leads to an address that is not public, and nothing was sent: use a public address,"
-                " or let the operator add its network to DEPLOYERP_ALLOWED_NETWORKS."
-            )
+        check_addresses(host, [ip_address(each) for each in addresses], self.allowed_networks)
         return addresses
 
     @property

@@ -21,16 +21,14 @@ from types import SimpleNamespace
 from typing import Self
 
 import aiohttp
-import structlog
 from yarl import URL
 
 from deployerp.core.errors import AddressRefused, EndpointUnreachable
 from deployerp.database.base import utc_now
-from deployerp.drivers.web.urls import Address, Network, check_url, is_address, may_be_called
+from deployerp.drivers.web.urls import Address, Network, check_addresses, check_url, is_address
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
-log = structlog.get_logger()
 _EXCERPT_BYTES = 4096
 # The status is the answer; its body is for people only, and no receiver may hold us with it.
 _EXCERPT_SECONDS = 2
@@ -123,14 +121,7 @@ class WebhookSender:
             addresses = []
         if not addresses:
             raise EndpointUnreachable(f"The name {host} has no address: check the endpoint's URL.")
-        refused = [address for address in addresses if not may_be_called(address, self._allowed_networks)]
-        if refused:
-            # The address is the operator's business: it would tell a user what the inner network is like.
-            log.warning("address refused", host=host, addresses=[str(address) for address in refused])
-            raise AddressRefused(
-                f"{host} leads to an address that is not public, and nothing was sent: use a public address,"
-                " or let the operator add its network to DEPLOYERP_ALLOWED_NETWORKS."
-            )
+        check_addresses(host, addresses, self._allowed_networks)
         return addresses
 
     async def _post(

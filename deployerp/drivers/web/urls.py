@@ -8,11 +8,15 @@ import re
 from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
+import structlog
 from yarl import URL
+
+from deployerp.core.errors import AddressRefused
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
+log = structlog.get_logger()
 _LONGEST_URL = 2048
 # No spaces, controls, backslashes or look-alike letters: every parser then sees the same host.
 _URL_CHARACTERS = re.compile(r"[!-\[\]-~]+")
@@ -123,6 +127,18 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def check_addresses(host: str, addresses: Sequence[Address], allowed_networks: Sequence[Network]) -> None:
+    """Raises AddressRefused when a host has an address that must not be called, even among others."""
+    refused = [str(address) for address in addresses if not may_be_called(address, allowed_networks)]
+    if refused:
+        # The address is for the operator only: it would tell a user what the inner network is like.
+        log.warning("address refused", host=host, addresses=refused)
+        raise AddressRefused(
+            f"{host} leads to an address that is not public, and nothing was sent: use a public address,"
+            " or let the operator add its network to DEPLOYERP_ALLOWED_NETWORKS."
+        )
 
 
 def may_be_called(address: Address, allowed_networks: Sequence[Network]) -> bool:
