@@ -20,22 +20,31 @@ MemberRole = Annotated[
     Role, Field(description="Role of the user in the organization.", examples=["developer"])
 ]
 
-# What the fleet is made of, and what the people and the money around it are.
-_FLEET = (
-    "servers",
-    "instances",
-    "providers",
-    "operations",
-    "events",
-    "webhook-endpoints",
-    "webhook-deliveries",
-)
-_PEOPLE = ("api-keys", "users", "audit-log")
-_MONEY = ("billing",)
+_Group = dict[str, tuple[str, ...]]
+_ALL = ("read", "manage", "delete")
+# What the fleet is made of, and what the people and the money around it are; and what can be done to each.
+_FLEET: _Group = {
+    "servers": _ALL,
+    "instances": _ALL,
+    "providers": _ALL,
+    "operations": ("read", "manage"),
+    "events": ("read",),
+    "webhook-endpoints": _ALL,
+    "webhook-deliveries": ("read", "manage"),
+}
+_PEOPLE: _Group = {"api-keys": _ALL, "users": _ALL, "audit-log": ("read",)}
+_MONEY: _Group = {"billing": ("read", "manage")}
 
 
-def _can(verbs: str, *groups: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(f"{verb}:{each}" for verb in verbs.split() for group in groups for each in group)
+def _can(verbs: str, *groups: _Group) -> frozenset[str]:
+    """These of the verbs that there are for each resource of the groups."""
+    return frozenset(
+        f"{verb}:{name}"
+        for group in groups
+        for name, possible in group.items()
+        for verb in possible
+        if verb in verbs.split()
+    )
 
 
 _EVERYTHING = _can("read manage delete", _FLEET, _PEOPLE, _MONEY)
@@ -50,7 +59,7 @@ LEVEL_PERMISSIONS: dict[Level, frozenset[str]] = {
 
 ROLE_PERMISSIONS: dict[Role, frozenset[str]] = {
     "owner": _EVERYTHING,
-    "admin": _EVERYTHING - _can("manage delete", _MONEY),
+    "admin": _EVERYTHING - _can("manage", _MONEY),
     # Whoever builds may take down what builders put up, but not the machines and accounts beneath it.
     "developer": _can("read manage", _FLEET) - {"manage:providers"}
     | {"delete:instances", "delete:webhook-endpoints"},

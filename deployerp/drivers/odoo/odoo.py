@@ -56,7 +56,6 @@ class Configuration:
     capacity: Capacity
     database_password: str = field(repr=False)
     master_password: str = field(repr=False)
-    crons: bool = True
 
     def render(self) -> bytes:
         """The text of `odoo.conf` (Odoo's `odoo/tools/config.py` has the options)."""
@@ -76,7 +75,7 @@ class Configuration:
             "limit_time_real": _REQUEST_SECONDS,
             "limit_time_real_cron": _CRON_SECONDS,
             "list_db": False,
-            "max_cron_threads": 1 if self.crons else 0,
+            "max_cron_threads": 1,
             "proxy_mode": True,
             "without_demo": True,
             "workers": capacity.workers,
