@@ -13,6 +13,7 @@ from sqlmodel import Field
 from deployerp.core.fields import DisplayName, ServerId, StatusMessage
 from deployerp.core.secrets import Sealed, Vault
 from deployerp.database.base import PRESENT, one_of, time_field
+from deployerp.database.search import searched
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import (
     DESIRED_STATES,
@@ -136,6 +137,7 @@ class Instance(Stateful, table=True):
             sqlite_where=text("status <> 'deleted'"),
             postgresql_where=text("status <> 'deleted'"),
         ),
+        searched("name", "slug", "hostname"),
     )
 
     lifecycle: ClassVar[Lifecycle] = INSTANCE

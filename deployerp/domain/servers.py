@@ -9,6 +9,7 @@ from sqlmodel import Field
 
 from deployerp.core.fields import DisplayName, StatusMessage
 from deployerp.database.base import PRESENT
+from deployerp.database.search import searched
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import Action, Inclusion, Lifecycle, lifecycle
 from deployerp.domain.operations.stateful import Stateful, state_constraints
@@ -90,6 +91,7 @@ class Server(Stateful, table=True):
             sqlite_where=text("status <> 'deleted'"),
             postgresql_where=text("status <> 'deleted'"),
         ),
+        searched("name", "address"),
     )
     lifecycle: ClassVar[Lifecycle] = SERVER
     sample: ClassVar[Facts] = ServerFacts(

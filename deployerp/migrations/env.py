@@ -10,6 +10,7 @@ from sqlmodel import AutoString
 from deployerp.database.base import UtcDateTime
 from deployerp.database.sessions import open_database
 from deployerp.domain.tables import metadata
+from deployerp.migrations.search import is_compared
 
 # Any number, the same in every process: two that start at once must not both migrate.
 _LOCK = 7_265_001
@@ -26,6 +27,7 @@ def _migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
         target_metadata=metadata,
+        include_object=is_compared,
         render_item=_render,
         # SQLite cannot alter a table; Alembic makes a new one and moves the rows.
         render_as_batch=connection.dialect.name == "sqlite",

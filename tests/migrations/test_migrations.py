@@ -18,6 +18,7 @@ from deployerp.cli.failures import explain
 from deployerp.database.sessions import open_database
 from deployerp.domain.tables import metadata
 from deployerp.migrations import configuration
+from deployerp.migrations.search import is_compared
 from tests.conftest import run_on_postgres
 
 
@@ -68,7 +69,7 @@ def test_they_build_what_the_models_say(empty_url: str) -> None:
     config = configuration(empty_url)
     command.upgrade(config, "head")
     command.check(config)
-    options = {"compare_type": True, "compare_server_default": True}
+    options = {"compare_type": True, "compare_server_default": True, "include_object": is_compared}
 
     def difference(connection: Connection) -> list[Any]:
         context = MigrationContext.configure(connection, opts=options)

@@ -349,3 +349,17 @@ async def test_a_listing_goes_through_the_same_index_as_without_the_wall(
 def indexes(plan: dict[str, Any]) -> list[str]:
     below = [name for each in plan.get("Plans", ()) for name in indexes(each)]
     return [plan["Index Name"], *below] if "Index Name" in plan else below
+
+
+@pytest.mark.parametrize("name", ["instances", "servers"])
+async def test_a_search_finds_nothing_of_another(
+    sessions: SessionFactory, ours: Tenant, theirs: Tenant, name: str
+) -> None:
+    """The function runs as the owner of the table, which sees every row."""
+    query = text(f"SELECT count(*) FROM search_{name}(:organization, '%')")
+    async with tenant_transaction(sessions, Owner(ours.id)) as session:
+        found = [await session.scalar(query, {"organization": each.id}) for each in (ours, theirs)]
+    assert found == [1, 0]
+    async with sessions() as session:
+        # Without a tenant there is nothing of anybody's.
+        assert await session.scalar(query, {"organization": ours.id}) == 0

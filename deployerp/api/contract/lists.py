@@ -23,7 +23,7 @@ from pydantic import (
     ValidationError,
     create_model,
 )
-from sqlalchemy import Integer, Select, String, bindparam, func, or_, select, tuple_
+from sqlalchemy import Integer, Select, bindparam, func, select, tuple_
 from sqlmodel import SQLModel
 
 from deployerp.api.contract.envelope import fields_of
@@ -31,6 +31,7 @@ from deployerp.api.contract.errors import invalid_field, invalid_fields
 from deployerp.api.contract.schemas import View
 from deployerp.core.fields import Instant, Pattern
 from deployerp.database.reads import Query
+from deployerp.database.search import search_condition, search_pattern
 from deployerp.database.statements import Row
 
 Order = Literal["asc", "desc"]
@@ -189,14 +190,10 @@ class Listing:
     def values(self, asked: ListQuery) -> dict[str, Any]:
         """The parameters of the statement; one row more than asked tells whether there is a next page."""
         values: dict[str, Any] = {"limit": asked.per_page + 1}
-        values |= {name: _like(value) if name == "q" else value for name, value in asked.filters}
+        values |= {name: search_pattern(value) if name == "q" else value for name, value in asked.filters}
         if asked.position is None:
             return values | {"offset": asked.offset}
         return values | {"position_value": asked.position.value, "position_id": asked.position.id}
-
-    def counts_with_page(self, asked: ListQuery) -> bool:
-        """Whether all rows are counted along with a page; what a search finds mostly fits on one."""
-        return "q" not in asked.names
 
     def query(self, asked: ListQuery, *, counted: bool) -> Query:
         return self._query(asked.sort, asked.order, asked.names, asked.position is not None, counted)
@@ -206,7 +203,9 @@ class Listing:
         column, tie_break = self._columns[sort], self._columns["id"]
         statement = self._rows(filters)
         if counted:
-            statement = statement.add_columns(self._count(filters).label(TOTAL))
+            # A search finds all rows before it sorts them: to count them apart would be to search twice.
+            total = func.count().over() if "q" in filters else self._count(filters)
+            statement = statement.add_columns(total.label(TOTAL))
         if after:
             known = tuple_(
                 bindparam("position_value", type_=column.type), bindparam("position_id", type_=tie_break.type)
@@ -234,10 +233,8 @@ class Listing:
 
     def _condition(self, name: str) -> Any:
         if name == "q":
-            # Lowered by the database on both sides: databases and Python differ in what lower case is.
-            pattern = func.lower(bindparam(name, type_=String))
-            texts = (self.searched.get(each, self._columns[each]) for each in self.search)
-            return or_(*(func.lower(text).like(pattern, escape="\\") for text in texts))
+            texts = [self.searched.get(each, self._columns[each]) for each in self.search]
+            return search_condition(self._table, texts, name)
         column_name, compare = _COMPARED.get(name, (name, operator.eq))
         column = self._columns[column_name]
         return compare(column, bindparam(name, type_=column.type))
@@ -258,7 +255,13 @@ class Listing:
         told = _PARAMETERS | {"sort": (Literal[tuple(self.sorts)], "What to order by.")}
         told |= {name: (kind, f"Only those with this `{name}`.") for name, kind in self.filters.items()}
         if self.search:
-            told["q"] = (Text, f"Only those with this text in {' or '.join(self.search)}, in any case.")
+            told["q"] = (
+                Text,
+                (
+                    f"Only those with this text in {' or '.join(self.search)}, in any case. One or two"
+                    " characters are only found at the beginning."
+                ),
+            )
         return told
 
     @property
@@ -275,9 +278,13 @@ class Listing:
         fields: Any = {name: (kind | None, None) for name, (kind, _) in self.parameters.items()}
         return create_model("ListQuery", __config__=ConfigDict(extra="forbid"), **fields)
 
+    @property
+    def _table(self) -> Any:
+        return self.model.__table__  # type: ignore[attr-defined]
+
     @cached_property
     def _columns(self) -> Any:
-        return self.model.__table__.columns  # type: ignore[attr-defined]
+        return self._table.columns
 
 
 def _schema(kind: Any, description: str, default: Any) -> dict[str, Any]:
@@ -293,9 +300,3 @@ def _schema(kind: Any, description: str, default: Any) -> dict[str, Any]:
 def _twice(pairs: list[tuple[str, str]]) -> str:
     names = [name for name, _ in pairs]
     return next(name for name in names if names.count(name) > 1)
-
-
-def _like(text: str) -> str:
-    """A pattern that matches the text anywhere; what means something to LIKE means itself."""
-    escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
-    return f"%{escaped}%"

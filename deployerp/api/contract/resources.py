@@ -86,7 +86,7 @@ async def _respond_list(request: Request, listing: Listing) -> Response:
     total = totals.of(tenant, counted_as)
     uncounted = asked.position is None and total is None
     values = listing.values(asked)
-    query = listing.query(asked, counted=uncounted and listing.counts_with_page(asked))
+    query = listing.query(asked, counted=uncounted)
     rows = await reader.rows(tenant, query, values)
     if uncounted:
         total = _total_of(asked, rows)

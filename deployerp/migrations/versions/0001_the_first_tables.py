@@ -15,6 +15,7 @@ from deployerp.migrations.row_policies import (
     row_policy,
     tenant_id,
 )
+from deployerp.migrations.search import create_search, drop_search, ensure_search_extensions
 
 revision = "0001"
 down_revision = None
@@ -49,6 +50,8 @@ _TENANT_MAY = {
     "audit_heads": ("SELECT, INSERT, UPDATE", OWN_ROWS),
     "audit_log": ("SELECT, INSERT", OWN_ROWS),
 }
+# Tables whose `q` goes through an index, and the columns that it searches.
+_SEARCHED = {"instances": ("name", "slug", "hostname"), "servers": ("name", "address")}
 _CLOSED = ("identities", "installations", "rate_windows", "refresh_tokens", "set_password_tokens")
 
 
@@ -77,6 +80,9 @@ def upgrade() -> None:
             row_policy(table, privileges, rows)
         for table in _CLOSED:
             close_to_tenants(table)
+        ensure_search_extensions()
+        for table, columns in _SEARCHED.items():
+            create_search(table, columns)
 
 
 def downgrade() -> None:
@@ -84,6 +90,8 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "postgresql":
         # At once: the policies of some tables refer to others.
         op.execute(f"DROP TABLE {', '.join(_TABLES)}")
+        for table in _SEARCHED:
+            drop_search(table)
         return
     for table in reversed(_TABLES):
         op.drop_table(table)
