@@ -142,6 +142,7 @@ async def checked(settings: Settings) -> AsyncIterator[Checked]:
         yield checked
 
 
+@pytest.mark.fault("26")
 async def test_credentials_that_the_cloud_refuses_connect_nothing(checked: Checked) -> None:
     checked.error = CredentialsRefused("The digitalocean API answered 401. Check the credentials.")
     answer = await checked.create()
@@ -154,6 +155,7 @@ async def test_credentials_that_the_cloud_refuses_connect_nothing(checked: Check
     assert (await checked.create()).status_code == 201
 
 
+@pytest.mark.fault("26")
 async def test_a_cloud_that_cannot_be_asked_connects_nothing(checked: Checked) -> None:
     checked.error = ProviderError("Could not reach the digitalocean API: connection refused.")
     answer = await checked.create()
