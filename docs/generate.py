@@ -77,9 +77,9 @@ def error_classes() -> set[type[DeployError]]:
 _MEANINGS = {
     "unauthorized": "No valid API key or access token came with the request.",
     "forbidden": "The key's level or the user's role does not include the permission that `message` names.",
-    "not_found": "There is no such thing, or it is another organization's.",
-    "method_not_allowed": "The address does not take this method.",
-    "conflict": "It clashes with what is there already, such as a name in use.",
+    "not_found": "The resource does not exist, or it belongs to another organization.",
+    "method_not_allowed": "The path does not support the method.",
+    "conflict": "The request conflicts with existing data, such as a name in use.",
     "payload_too_large": "The body has more bytes than `DEPLOYERP_MAX_BODY_BYTES` allows.",
     "internal_error": "Something unexpected went wrong on our side; the log has it under the request's id.",
 }

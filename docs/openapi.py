@@ -15,7 +15,7 @@ DOCUMENT = Path(__file__).parent.parent / "openapi.json"
 def document() -> str:
     """The contract as the committed file has it; no setting changes it."""
     app = create_app(Settings.model_construct())
-    return json.dumps(app.openapi(), indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
 if __name__ == "__main__":

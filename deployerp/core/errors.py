@@ -54,21 +54,21 @@ class Forbidden(RequestError):
 
 
 class NotFound(RequestError):
-    """There is no such thing, or it is another organization's."""
+    """The resource does not exist, or it belongs to another organization."""
 
     code = "not_found"
     status = 404
 
 
 class MethodNotAllowed(RequestError):
-    """The address does not take this method; `Allow` says which it takes."""
+    """The path does not support the method; `Allow` lists the methods that it supports."""
 
     code = "method_not_allowed"
     status = 405
 
 
 class Conflict(RequestError):
-    """It clashes with what is there already, such as a name in use."""
+    """The request conflicts with existing data, such as a name in use."""
 
     code = "conflict"
     status = 409
@@ -81,7 +81,7 @@ class InvalidState(Conflict):
 
 
 class OperationInProgress(Conflict):
-    """Another operation runs on the resource; `details.operation_id` names it."""
+    """Another operation is running on the resource; `details.operation_id` is its ID."""
 
     code = "operation_in_progress"
 
@@ -93,7 +93,7 @@ class OperationClosed(Conflict):
 
 
 class IdempotencyInProgress(Conflict):
-    """A request with the same `Idempotency-Key` is being carried out: send this one again in a moment."""
+    """A request with the same `Idempotency-Key` is in progress: retry after `Retry-After` seconds."""
 
     code = "idempotency_in_progress"
     retryable = True
@@ -102,42 +102,42 @@ class IdempotencyInProgress(Conflict):
 
 
 class PreconditionFailed(RequestError):
-    """The resource is no longer what `If-Match` names: read it again and decide anew."""
+    """The resource has changed and no longer matches `If-Match`: read it again."""
 
     code = "precondition_failed"
     status = 412
 
 
 class QuotaExceeded(RequestError):
-    """The organization has as many of these as it may have; `details.limit` says how many that is."""
+    """The organization has reached a limit; `details.limit` is the limit."""
 
     code = "quota_exceeded"
     status = 402
 
 
 class PayloadTooLarge(RequestError):
-    """The body is larger than `DEPLOYERP_MAX_BODY_BYTES`."""
+    """The body is larger than `DEPLOYERP_MAX_BODY_BYTES` allows."""
 
     code = "payload_too_large"
     status = 413
 
 
 class ValidationFailed(RequestError):
-    """A field breaks its rule; `details` is `{"fields": [{"field", "message"}]}`."""
+    """A field is invalid; `details` is `{"fields": [{"field", "message"}]}`."""
 
     code = "validation_error"
     status = 422
 
 
 class IdempotencyKeyReused(RequestError):
-    """The `Idempotency-Key` came with another request before: use a new key for a new request."""
+    """The `Idempotency-Key` was used for another request: use a new key for each request."""
 
     code = "idempotency_key_reused"
     status = 422
 
 
 class RateLimitExceeded(RequestError):
-    """The window's requests are spent; `Retry-After` says how many seconds it still lasts."""
+    """Too many requests in the current window: retry after `Retry-After` seconds."""
 
     code = "rate_limit_exceeded"
     status = 429
@@ -149,7 +149,7 @@ class RateLimitExceeded(RequestError):
 
 
 class Unavailable(DeployError):
-    """A part that the answer needs is not there now."""
+    """A component that the request needs, such as the database, does not respond: retry later."""
 
     code = "unavailable"
     status = 503

@@ -50,8 +50,23 @@ class Call:
         return "{id}" in self.path or "'format': 'uuid'" in str(schema)
 
 
+def resolved(described: dict[str, Any]) -> dict[str, Any]:
+    """An operation with its parameters and responses in place of references to them."""
+    parameters = [referred(each) for each in described.get("parameters", ())]
+    responses = {status: referred(each) for status, each in described["responses"].items()}
+    return described | {"parameters": parameters, "responses": responses}
+
+
+def referred(part: dict[str, Any]) -> dict[str, Any]:
+    """What a reference leads to; anything else as it is."""
+    found: dict[str, Any] = DOCUMENT if "$ref" in part else part
+    for name in part.get("$ref", "#").split("/")[1:]:
+        found = found[name]
+    return found
+
+
 CALLS = [
-    Call(described["operationId"], method.upper(), path, described)
+    Call(described["operationId"], method.upper(), path, resolved(described))
     for path, every in DOCUMENT["paths"].items()
     for method, described in every.items()
 ]

@@ -22,6 +22,11 @@ async def test_its_links_lead_somewhere(http: httpx.AsyncClient) -> None:
         assert (await http.get(link)).status_code == 200, link
 
 
+async def test_docs_lead_to_the_playground(http: httpx.AsyncClient) -> None:
+    answer = await http.get("/docs", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (200, "/playground")
+
+
 async def test_the_document_is_of_this_version(http: httpx.AsyncClient) -> None:
     info = (await http.get("/openapi.json")).json()["info"]
     assert (info["title"], info["version"]) == ("deployERP", __version__)

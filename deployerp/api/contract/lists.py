@@ -92,18 +92,19 @@ Text = Annotated[
     Pattern(r"^[^\x00-\x1f\x7f]+$", "must not hold control characters"),
 ]
 _PARAMETERS: dict[str, tuple[Any, str]] = {
-    "page": (Annotated[int, Field(ge=1, le=1_000_000)], "The page, from 1."),
-    "per_page": (Annotated[int, Field(ge=1, le=100)], "Rows of a page."),
-    "order": (Order, "Direction of the order."),
+    "page": (Annotated[int, Field(ge=1, le=1_000_000)], "Page number, from 1."),
+    "per_page": (Annotated[int, Field(ge=1, le=100)], "Maximum number of rows per page."),
+    "order": (Order, "Sort direction."),
     "cursor": (
         Annotated[str, StringConstraints(min_length=1, max_length=1000)],
         (
-            "In place of `page`: `next_cursor` of the answer before. Cheap however deep, and rows that come"
-            " or go meanwhile neither repeat nor hide others; without a total."
+            "Use instead of `page`: `meta.next_cursor` of the previous response. Equally fast at any depth;"
+            " rows that are added or removed meanwhile neither repeat nor hide others. The response has no"
+            " total."
         ),
     ),
-    "created_after": (_QueryInstant, "Only what was created later (RFC 3339)."),
-    "created_before": (_QueryInstant, "Only what was created earlier (RFC 3339)."),
+    "created_after": (_QueryInstant, "Filter by time of creation: later than this time (RFC 3339)."),
+    "created_before": (_QueryInstant, "Filter by time of creation: earlier than this time (RFC 3339)."),
 }
 _DEFAULTS: dict[str, Any] = {"page": 1, "per_page": 20}
 # What is compared otherwise than for being the same: with which column, and how.
@@ -252,24 +253,26 @@ class Listing:
     @cached_property
     def parameters(self) -> dict[str, tuple[Any, str]]:
         """`(type, description)` of every parameter by its name."""
-        told = _PARAMETERS | {"sort": (Literal[tuple(self.sorts)], "What to order by.")}
-        told |= {name: (kind, f"Only those with this `{name}`.") for name, kind in self.filters.items()}
+        told = _PARAMETERS | {"sort": (Literal[tuple(self.sorts)], "Field to sort by.")}
+        told |= {name: (kind, f"Filter by `{name}`, exact match.") for name, kind in self.filters.items()}
         if self.search:
             told["q"] = (
                 Text,
                 (
-                    f"Only those with this text in {' or '.join(self.search)}, in any case. One or two"
-                    " characters are only found at the beginning."
+                    f"Search for this text in {' or '.join(self.search)}, ignoring case. One or two characters"
+                    " are found at the beginning of a field only."
                 ),
             )
         return told
 
     @property
     def described(self) -> list[dict[str, Any]]:
-        """The parameters as OpenAPI tells them."""
-        defaults = _DEFAULTS | {"sort": self.sorts[0], "order": self.order}
+        """The parameters in OpenAPI; those that all lists share are references to components."""
+        defaults = {"sort": self.sorts[0], "order": self.order}
         return [
-            {"name": name, "in": "query", "required": False} | _schema(kind, description, defaults.get(name))
+            {"$ref": f"#/components/parameters/{name}"}
+            if name in _PARAMETERS and name not in defaults
+            else _parameter(name, kind, description, defaults.get(name))
             for name, (kind, description) in self.parameters.items()
         ]
 
@@ -287,8 +290,21 @@ class Listing:
         return self._table.columns
 
 
+def shared_parameters() -> dict[str, dict[str, Any]]:
+    """The components in OpenAPI for the parameters that all lists share."""
+    return {
+        name: _parameter(name, kind, description, _DEFAULTS.get(name))
+        for name, (kind, description) in _PARAMETERS.items()
+        if name != "order"
+    }
+
+
+def _parameter(name: str, kind: Any, description: str, default: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "required": False} | _schema(kind, description, default)
+
+
 def _schema(kind: Any, description: str, default: Any) -> dict[str, Any]:
-    """What a parameter is; a type that describes itself knows better than we do."""
+    """Schema and description of a parameter; the description of its type, if any, comes first."""
     schema = TypeAdapter(kind).json_schema()
     description = schema.pop("description", description)
     return {

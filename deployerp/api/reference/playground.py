@@ -3,7 +3,7 @@
 import json
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 
 PATH = "/playground"
@@ -48,10 +48,16 @@ _HEADERS = {
 
 
 def install(app: FastAPI) -> None:
-    """Serves the page at `/playground` and Swagger UI, from the package that brings it, beneath."""
+    """Serves the page at `/playground`, where `/docs` leads too, and the files of Swagger UI beneath."""
+    app.add_route("/docs", _redirect, include_in_schema=False)
     app.add_route(PATH, _page, include_in_schema=False)
     app.add_route(f"{PATH}/start.js", _script, include_in_schema=False)
     app.mount(f"{PATH}/files", StaticFiles(packages=[("fastapi_offline", "static")]))
+
+
+async def _redirect(_: Request) -> Response:
+    # Relative, for the same reason as the document.
+    return RedirectResponse("playground")
 
 
 async def _page(_: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What receivers of webhooks get, as OpenAPI tells it: a request of ours for each event type."""
+"""Webhooks in OpenAPI: the request that is sent for each event type."""
 
 from typing import Any, Literal
 
@@ -11,18 +11,22 @@ Document = dict[str, Any]
 
 # By name: the headers of a request, as Standard Webhooks has them.
 _HEADERS = {
-    "webhook-id": "The same for each try of an event, to each endpoint: what came before is known by it.",
-    "webhook-timestamp": "When this try was signed, in Unix time.",
-    "webhook-signature": "Signatures of id, timestamp and body, with a space between: `v1,` and base64 each.",
+    "webhook-id": "ID of the event; the same for all attempts, so that duplicates can be recognized.",
+    "webhook-timestamp": "Time of the signature, in Unix time (seconds).",
+    "webhook-signature": "Signatures of ID, timestamp and body, separated by spaces: `v1,` and base64 each.",
 }
 PARAMETERS: Document = {
     name: {"name": name, "in": "header", "required": True, "schema": {"type": "string"}, "description": text}
     for name, text in _HEADERS.items()
 }
+RESPONSES: Document = {
+    "WebhookAccepted": {"description": "The event was received."},
+    "WebhookGone": {"description": "The receiver wants no more events: the endpoint is disabled."},
+    "WebhookFailed": {"description": "The event is sent again later."},
+}
 _ANSWERS = {
-    "2XX": {"description": "It has arrived."},
-    "410": {"description": "Nothing more is wanted: the endpoint is disabled."},
-    "default": {"description": "It is sent again later."},
+    status: {"$ref": f"#/components/responses/{name}"}
+    for status, name in zip(("2XX", "410", "default"), RESPONSES, strict=True)
 }
 
 
@@ -44,8 +48,8 @@ def _request(type: EventType) -> Document:
     body = {"$ref": f"#/components/schemas/{type.message.__name__}"}
     return {
         "tags": ["events"],
-        "summary": type.name,
-        "description": f"{type.when}\n\nSent so to endpoints of the format `raw`.",
+        "summary": f"Event `{type.name}`",
+        "description": f"{type.when}\n\nThis is the body for endpoints with the format `raw`.",
         "operationId": f"receive_{type.name.replace('.', '_')}",
         "parameters": [{"$ref": f"#/components/parameters/{name}"} for name in PARAMETERS],
         "requestBody": {

@@ -17,6 +17,7 @@ from deployerp.api.app import create_app
 from deployerp.core.settings import Settings
 from deployerp.database.sessions import SessionFactory
 from deployerp.domain.providers import Provider
+from tests.api.calls import referred
 from tests.api.rows import AT_ONCE, KINDS, RESOURCES, START, Planted, time_of
 from tests.conftest import Client, new_client
 
@@ -49,7 +50,7 @@ class Listed:
     @property
     def parameters(self) -> dict[str, dict]:
         """The schemas of the query parameters."""
-        told = PATHS[self.path]["get"]["parameters"]
+        told = map(referred, PATHS[self.path]["get"]["parameters"])
         return {each["name"]: each["schema"] for each in told if each.get("in") == "query"}
 
     @property
@@ -455,7 +456,7 @@ async def test_every_page_of_a_search_tells_how_much_it_finds(listed: Listed) ->
 @every_list
 @one_database
 async def test_what_can_be_searched_is_told(listed: Listed) -> None:
-    parameters = PATHS[listed.path]["get"]["parameters"]
+    parameters = map(referred, PATHS[listed.path]["get"]["parameters"])
     descriptions = {each["name"]: each["description"] for each in parameters if "name" in each}
     search = KINDS[listed.model].search
     assert ("q" in descriptions) is bool(search)

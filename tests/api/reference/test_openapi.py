@@ -14,6 +14,7 @@ import pytest
 from deployerp.domain.instances import INSTANCE
 from deployerp.domain.servers import SERVER
 from deployerp.domain.tables import lifecycles
+from tests.api.calls import referred
 
 ROOT = Path(__file__).parents[3]
 SCRIPT = runpy.run_path(str(ROOT / "docs" / "openapi.py"))
@@ -64,32 +65,81 @@ def test_every_call_tells_its_errors_and_how_it_is_authorised(operation: dict) -
         assert "409" in answers
     for status, answer in answers.items():
         if int(status) >= 400:
-            schema = answer["content"]["application/json"]["schema"]
-            assert schema == {"$ref": "#/components/schemas/ErrorEnvelope"}
-            assert re.fullmatch(r"`[a-z_]+`(, `[a-z_]+`)*", answer["description"])
+            content = referred(answer)["content"]["application/json"]
+            assert content["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
+            codes = re.findall(r"^`([a-z_]+)`: \w", referred(answer)["description"], re.MULTILINE)
+            assert codes == [*content["examples"]]
     assert operation["security"] == [{"bearer": []}]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation["operationId"])
 def test_every_operation_says_what_it_does(operation: dict) -> None:
     assert operation["summary"]
+    assert operation["description"]
     assert set(operation["tags"]) <= {each["name"] for each in DOCUMENT["tags"] if each["description"]}
 
 
 def contents() -> Iterator[tuple[str, dict]]:
-    for operation in OPERATIONS:
+    webhooks = [each for every in DOCUMENT["webhooks"].values() for each in every.values()]
+    for operation in (*OPERATIONS, *webhooks):
         bodies = {"body": operation["requestBody"]} if "requestBody" in operation else {}
         for where, told in (bodies | operation["responses"]).items():
-            if "application/json" in told.get("content", {}):
-                yield f"{operation['operationId']}-{where}", told["content"]["application/json"]
+            if "application/json" in referred(told).get("content", {}):
+                yield f"{operation['operationId']}-{where}", referred(told)["content"]["application/json"]
+
+
+def examples_of(content: dict) -> list:
+    if "example" in content:
+        return [content["example"]]
+    return [referred(each)["value"] for each in content.get("examples", {}).values()]
 
 
 @pytest.mark.parametrize(
     ("where", "content"), list(contents()), ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_every_example_is_what_its_schema_allows(where: str, content: dict) -> None:
+def test_every_body_has_an_example_that_its_schema_allows(where: str, content: dict) -> None:
     schema = content["schema"] | {"components": DOCUMENT["components"]}
-    jsonschema_rs.validator_for(schema, validate_formats=True).validate(content["example"])
+    validator = jsonschema_rs.validator_for(schema, validate_formats=True)
+    assert examples_of(content)
+    for example in examples_of(content):
+        validator.validate(example)
+
+
+PROPERTIES = [
+    (f"{name}.{field}", schema)
+    for name, each in SCHEMAS.items()
+    for field, schema in each.get("properties", {}).items()
+]
+
+
+@pytest.mark.parametrize(("where", "schema"), PROPERTIES, ids=[where for where, _ in PROPERTIES])
+def test_every_field_has_a_description_and_an_example(where: str, schema: dict) -> None:
+    assert schema.get("description")
+    # The example of an object is those of its fields.
+    is_object = "$ref" in schema or "$ref" in schema.get("items", {})
+    assert is_object or schema.get("examples")
+    for example in schema.get("examples", ()):
+        inner = schema | {"components": DOCUMENT["components"]}
+        jsonschema_rs.validator_for(inner, validate_formats=True).validate(example)
+
+
+def test_the_document_is_small() -> None:
+    size = (ROOT / "openapi.json").stat().st_size
+    assert size / len(OPERATIONS) <= 7_000, f"{size / len(OPERATIONS):.0f} bytes per operation"
+
+
+def test_the_document_has_an_introduction() -> None:
+    headings = set(re.findall("^## (.+)$", DOCUMENT["info"]["description"], re.MULTILINE))
+    assert headings >= {"Authentication", "Responses", "Errors", "Pagination", "Idempotency"}
+    assert DOCUMENT["servers"]
+
+
+def test_aliases_name_their_operation() -> None:
+    aliases = [path for path in DOCUMENT["paths"] if path.endswith("/control")]
+    assert aliases
+    for path in aliases:
+        original = path.removesuffix("control") + "actions"
+        assert f"Alias of `POST {original}`" in DOCUMENT["paths"][path]["post"]["description"]
 
 
 def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
@@ -104,7 +154,7 @@ def test_what_is_accepted_leads_to_what_it_has_begun() -> None:
                 assert link["parameters"] == {"endpoint_id": "$request.path.id"}
                 continue
             assert link["operationId"] == shown_by[name]
-            found = answer["content"]["application/json"]["example"]
+            (found,) = examples_of(answer["content"]["application/json"])
             about = found["data"]
             if "operation" in about:
                 # The example tells one story.
