@@ -67,10 +67,16 @@ class ApiKeyCreated(ApiKeyRead):
     token: ShownOnce = Field(description="The API key. It is shown once.", examples=["dep_live_..."])
 
 
-@router.post("", status_code=201, responses=documented(), response_model=Envelope[ApiKeyCreated])
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(),
+    response_model=Envelope[ApiKeyCreated],
+    summary="Create an API key",
+)
 @needs("manage:api-keys")
 async def create_api_key(body: ApiKeyCreate, change: ChangeDep) -> Response:
-    """Makes a key that may do at most what its maker may; it is shown only now."""
+    """Creates an API key with at most the permissions of the caller. It is shown only in this response."""
     permissions = LEVEL_PERMISSIONS[body.level]
     change.caller.cover(permissions, f"level `{body.level}`", "choose a lower one")
     key, token = new_api_key(change.caller.organization_id, body.name, body.level, body.expires_at)
@@ -89,20 +95,25 @@ serve(
 
 
 @router.patch(
-    "/{id}", responses=documented(NotFound, PreconditionFailed), response_model=Envelope[ApiKeyRead]
+    "/{id}",
+    responses=documented(NotFound, PreconditionFailed),
+    response_model=Envelope[ApiKeyRead],
+    summary="Update an API key",
 )
 @needs("manage:api-keys")
 async def update_api_key(id: UUID, body: ApiKeyUpdate, change: ChangeDep) -> Response:
-    """Renames a key; its level and its expiry are for good."""
+    """Renames an API key. Its level and expiry cannot be changed."""
     key = await change.subject(ApiKey, ApiKeyRead, id)
     key.name = body.name
     return await change.respond(ApiKeyRead, key)
 
 
-@router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))
+@router.delete(
+    "/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed), summary="Revoke an API key"
+)
 @needs("delete:api-keys")
 async def revoke_api_key(id: UUID, change: ChangeDep) -> Response:
-    """Ends a key for good, also the one that asks; it stays listed, because the audit log names it."""
+    """Revokes an API key permanently. It remains in the list, because the audit log refers to it."""
     key = await change.subject(ApiKey, ApiKeyRead, id)
     key.revoked_at = key.revoked_at or utc_now()
     change.forgotten.append(key.id)

@@ -58,12 +58,17 @@ class Renewal(Body):
     )
 
 
-@router.post("/token", responses=limited(Unauthorized, ValidationFailed), response_model=Envelope[TokenRead])
+@router.post(
+    "/token",
+    responses=limited(Unauthorized, ValidationFailed),
+    response_model=Envelope[TokenRead],
+    summary="Create an access token",
+)
 @public
 async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Response:
-    """Signs a user in to one organization.
+    """Signs a user in to an organization.
 
-    An e-mail address that is not verified is known to its organization only: name that.
+    Users whose e-mail address is not verified must send `organization`.
     """
     tries = tries_at(request, shared, body.email, body.organization)
     async with turn(shared, tries):
@@ -77,14 +82,17 @@ async def create_token(body: SignIn, request: Request, shared: ContextDep) -> Re
 
 
 @router.post(
-    "/refresh", responses=limited(Unauthorized, ValidationFailed), response_model=Envelope[TokenRead]
+    "/refresh",
+    responses=limited(Unauthorized, ValidationFailed),
+    response_model=Envelope[TokenRead],
+    summary="Refresh an access token",
 )
 @public
 async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> Response:
-    """Exchanges a refresh token for a new pair; a second use ends all refresh tokens of its sign-in.
+    """Exchanges a refresh token for a new pair of tokens.
 
-    Access tokens of that sign-in are good until they expire, `expiresIn` seconds after they were issued
-    (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
+    A second use of a refresh token revokes all refresh tokens of its sign-in. Access tokens are valid until
+    they expire, `expiresIn` seconds after they were issued.
     """
     async with token_turn(request, shared, "renew") as failures:
         async with shared.sessions() as session, session.begin():
@@ -96,13 +104,15 @@ async def refresh_token(body: Renewal, request: Request, shared: ContextDep) -> 
     return respond_tokens(request, token)
 
 
-@router.post("/revoke", status_code=204, responses=limited(ValidationFailed))
+@router.post(
+    "/revoke", status_code=204, responses=limited(ValidationFailed), summary="Revoke a refresh token"
+)
 @public
 async def revoke_token(body: Renewal, request: Request, shared: ContextDep) -> Response:
-    """Signs out: ends all refresh tokens of the sign-in; an unknown one is ended already.
+    """Signs a user out: revokes all refresh tokens of the sign-in.
 
-    Its access tokens are good until they expire, `expiresIn` seconds after they were issued
-    (`DEPLOYERP_ACCESS_TOKEN_MINUTES`).
+    An unknown token is treated as revoked. Access tokens are valid until they expire, `expiresIn` seconds
+    after they were issued.
     """
     async with token_turn(request, shared, "renew") as failures:
         async with shared.sessions() as session, session.begin():

@@ -39,8 +39,8 @@ _TYPES = [serialize(EventTypeRead, each) for each in EVENT_TYPES.values()]
 
 
 # The contract has the same, and anybody may read that.
-@router.get("", responses=limited(), response_model=Envelope[EventCatalogue])
+@router.get("", responses=limited(), response_model=Envelope[EventCatalogue], summary="List event types")
 @public
 async def get_event_types(request: Request) -> Response:
-    """Every event type: when an event is written, and what is sent of it."""
+    """Returns all event types with the JSON schema and an example of their webhooks."""
     return respond(request, {"types": _TYPES})

@@ -77,7 +77,10 @@ LastEventId = Annotated[
 
 
 @router.get(
-    "/stream", responses=documented() | streams.documented(EventRead), response_class=StreamingResponse
+    "/stream",
+    responses=documented() | streams.documented(EventRead),
+    response_class=StreamingResponse,
+    summary="Stream events",
 )
 @needs("read:events")
 async def stream_events(
@@ -87,9 +90,10 @@ async def stream_events(
     wanted: Annotated[Wanted, Query()],
     last_event_id: LastEventId = None,
 ) -> StreamingResponse:
-    """Server-sent events: each event as it is written, from where the client was.
+    """Streams new events as server-sent events.
 
-    Their `id` is the sequence, their `event` the type, their `data` the event as the list has it.
+    `id` is the sequence of the event, `event` its type, and `data` the event as in the list. Send the last
+    `id` as `Last-Event-ID` to continue after it.
     """
     streams.need_place(shared.watcher, caller.organization_id)
     latest = await shared.watcher.latest(caller.organization_id)

@@ -1,10 +1,12 @@
 """Whether the API lives and can do its work."""
 
 from functools import cache
+from typing import Literal
 
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fastapi import APIRouter
+from pydantic import BaseModel, Field
 from sqlalchemy import Connection
 
 from deployerp.api.contract.dependencies import ContextDep
@@ -16,17 +18,34 @@ from deployerp.migrations import configuration
 router = APIRouter(tags=["health"], route_class=Route)
 
 
-@router.get("/healthz")
-@public
-async def get_health() -> dict[str, str]:
-    """The process answers."""
-    return {"status": "ok"}
+class Health(BaseModel):
+    status: Literal["ok"] = Field(description="The process responds: `ok`.", examples=["ok"])
 
 
-@router.get("/readyz", responses={503: {"description": "`unavailable`", "model": ErrorEnvelope}})
+class Readiness(BaseModel):
+    status: Literal["ready"] = Field(
+        description="The database and Temporal respond: `ready`.", examples=["ready"]
+    )
+
+
+@router.get("/healthz", summary="Check liveness")
 @public
-async def get_readiness(shared: ContextDep) -> dict[str, str]:
-    """The database and Temporal answer too. Without Temporal changes are still accepted and start later."""
+async def get_health() -> Health:
+    """Returns 200 while the process responds."""
+    return Health(status="ok")
+
+
+@router.get(
+    "/readyz",
+    responses={503: {"description": "`unavailable`", "model": ErrorEnvelope}},
+    summary="Check readiness",
+)
+@public
+async def get_readiness(shared: ContextDep) -> Readiness:
+    """Returns 200 if the database and Temporal respond.
+
+    Without Temporal, changes are accepted and start later.
+    """
     async with shared.sessions() as session:
         connection = await session.connection()
         revision = await connection.run_sync(_revision)
@@ -34,7 +53,7 @@ async def get_readiness(shared: ContextDep) -> dict[str, str]:
         raise Unavailable("The database schema is missing or out of date: run `deployerp migrate`.")
     if not await shared.temporal.is_ready():
         raise Unavailable("Temporal does not answer: work is accepted and starts when it is back.")
-    return {"status": "ready"}
+    return Readiness(status="ready")
 
 
 def _revision(connection: Connection) -> str | None:

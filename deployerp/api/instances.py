@@ -156,10 +156,14 @@ class AdminPassword(View):
     status_code=202,
     responses=documented(NotFound, Conflict, InvalidState),
     response_model=Envelope[InstanceAccepted],
+    summary="Create an instance",
 )
 @needs("manage:instances")
 async def create_instance(body: InstanceCreate, change: ChangeDep) -> Response:
-    """Deploys an Odoo with a database of its own on a server."""
+    """Deploys an Odoo instance with its own database on a server.
+
+    The response is returned at once; the operation shows the progress of the deployment.
+    """
     _check(body, change.shared.settings)
     _check_hostname(body, change.shared.settings)
     # Locked, so that it is not deleted in the meantime.
@@ -189,10 +193,14 @@ serve(
 
 
 @router.patch(
-    "/{id}", responses=documented(NotFound, PreconditionFailed), response_model=Envelope[InstanceRead]
+    "/{id}",
+    responses=documented(NotFound, PreconditionFailed),
+    response_model=Envelope[InstanceRead],
+    summary="Update an instance",
 )
 @needs("manage:instances")
 async def update_instance(id: UUID, body: InstanceUpdate, change: ChangeDep) -> Response:
+    """Changes the display name of an instance."""
     instance = await change.subject(Instance, InstanceRead, id)
     instance.name = body.name
     return await change.respond(InstanceRead, instance)
@@ -202,10 +210,11 @@ async def update_instance(id: UUID, body: InstanceUpdate, change: ChangeDep) -> 
     "/{id}/admin-password",
     responses=documented(NotFound, Conflict),
     response_model=Envelope[AdminPassword],
+    summary="Reveal the admin password",
 )
 @needs("manage:instances")
 async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
-    """The generated password of Odoo's administrator: once, then it is forgotten."""
+    """Returns the generated password of the Odoo administrator once, and then deletes it."""
     instance = await change.subject(Instance, InstanceRead, id)
     if instance.deployed_at is None:
         raise Conflict("The instance is not deployed yet: wait for its operation.")
@@ -221,10 +230,11 @@ async def reveal_admin_password(id: UUID, change: ChangeDep) -> Response:
     status_code=202,
     responses=documented(NotFound, OperationInProgress, InvalidState),
     response_model=Envelope[InstanceAccepted],
+    summary="Run an instance action",
 )
 @needs("manage:instances")
 async def act_on_instance(id: UUID, body: InstanceActionRequest, change: ChangeDep) -> Response:
-    """Starts, stops or restarts the instance."""
+    """Starts, stops or restarts an instance."""
     instance = await change.subject(Instance, InstanceRead, id)
     operation = await ordering.act(change, instance, body.action)
     return await ordering.respond_with_resource(change, operation, InstanceRead, instance)
@@ -236,6 +246,8 @@ router.add_api_route(
     methods=["POST"],
     status_code=202,
     name="control_instance",
+    summary="Run an instance action (alias)",
+    description="Alias of `POST /v1/instances/{id}/actions`: starts, stops or restarts an instance.",
     responses=documented(NotFound, OperationInProgress, InvalidState),
     response_model=Envelope[InstanceAccepted],
 )
@@ -246,6 +258,7 @@ router.add_api_route(
     status_code=202,
     responses=documented(NotFound, OperationInProgress, InvalidState, PreconditionFailed),
     response_model=Envelope[InstanceAccepted],
+    summary="Delete an instance",
 )
 @needs("delete:instances")
 async def delete_instance(
@@ -253,10 +266,10 @@ async def delete_instance(
     change: ChangeDep,
     force: Annotated[
         bool,
-        Query(description="Also while another operation runs on it, and when its server does not answer."),
+        Query(description="Delete also while another operation runs, or if the server does not respond."),
     ] = False,
 ) -> Response:
-    """Removes the instance with its database and files."""
+    """Deletes an instance with its database and files."""
     instance = await change.subject(Instance, InstanceRead, id)
     operation = await ordering.act(change, instance, "delete", force=force)
     return await ordering.respond_with_resource(change, operation, InstanceRead, instance)

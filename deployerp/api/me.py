@@ -57,10 +57,11 @@ class Me(View):
     responses=limited(Unauthorized),
     response_model=Envelope[Me],
     openapi_extra={"security": [{"bearer": []}]},
+    summary="Get the caller",
 )
 @public
 async def get_me(request: Request, shared: ContextDep, caller: CallerDep) -> Response:
-    """The user or the key that asks, its organization, and all that it may do."""
+    """Returns the user or API key of the request, its organization and its permissions."""
     async with shared.sessions() as session:
         found = (await session.execute(_query(caller))).mappings().one_or_none()
         organization = await session.get(Organization, caller.organization_id)

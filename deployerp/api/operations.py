@@ -91,10 +91,15 @@ serve(
 )
 
 
-@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[OperationRead])
+@router.get(
+    "/{id}",
+    responses=documented(NotFound),
+    response_model=Envelope[OperationRead],
+    summary="Get an operation",
+)
 @needs("read:operations")
 async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
-    """The operation and its steps, as far as they have come."""
+    """Returns an operation and the steps that have started."""
     return respond_single(request, await _read_own(shared, caller.tenant, id))
 
 
@@ -102,12 +107,13 @@ async def get_operation(id: UUID, request: Request, shared: ContextDep, caller: 
     "/{id}/events",
     responses=documented(NotFound) | streams.documented(OperationRead),
     response_class=StreamingResponse,
+    summary="Stream an operation",
 )
 @needs("read:operations")
 async def stream_operation(
     id: UUID, request: Request, shared: ContextDep, caller: CallerDep
 ) -> StreamingResponse:
-    """Server-sent events: the whole operation at each change, until it has ended."""
+    """Streams the operation as server-sent events, at each change, until it ends."""
     streams.need_place(shared.watcher, caller.organization_id)
     await _read_own(shared, caller.tenant, id)
     return streams.stream(request, _changes_of(shared, caller.tenant, id))
@@ -140,10 +146,11 @@ async def _changes_of(shared: Context, tenant: Tenant, id: UUID) -> AsyncGenerat
     status_code=202,
     responses=documented(NotFound, InvalidState),
     response_model=Envelope[OperationSummary],
+    summary="Cancel an operation",
 )
 @needs("manage:operations")
 async def cancel_operation(id: UUID, change: ChangeDep) -> Response:
-    """Asks the operation, and those that it has ordered, to stop and to undo what they have made."""
+    """Cancels an operation and those that it started, and undoes what they have created."""
     operation = await change.get_owned(Operation, id, lock=True)
     change.about = operation
     if operation.state not in OPEN_OPERATION_STATES:
@@ -181,12 +188,13 @@ async def _cancel(shared: Context, workflow_id: str) -> None:
     status_code=202,
     responses=documented(NotFound, InvalidState, OperationInProgress),
     response_model=Envelope[OperationSummary],
+    summary="Retry an operation",
 )
 @needs("manage:operations")
 async def retry_operation(id: UUID, change: ChangeDep) -> Response:
-    """Begins a new operation with the order of a failed or cancelled one; what is there already is kept.
+    """Starts a new operation with the action and parameters of a failed or cancelled one.
 
-    Whoever tries an action again needs its permission too.
+    Results of finished steps are kept. The caller also needs the permission of the action.
     """
     failed = await change.get_owned(Operation, id)
     if failed.state not in RETRYABLE_OPERATION_STATES:

@@ -73,12 +73,13 @@ class PasswordSet(View):
     "/auth/set-password",
     responses=limited(Unauthorized, ValidationFailed),
     response_model=Envelope[PasswordSet],
+    summary="Set a password",
 )
 @public
 async def set_password(body: PasswordChoice, request: Request, shared: ContextDep) -> Response:
-    """Sets a user's password with a one-time token, and ends all their sign-ins.
+    """Sets the password of a user with a set-password token, and ends all sign-ins of the user.
 
-    It does not prove that the e-mail address is theirs: it stays as verified or unverified as it was.
+    It does not verify the e-mail address.
     """
     async with token_turn(request, shared, "set-password") as failures:
         found = await _of_token(shared, body.token)
@@ -106,12 +107,13 @@ async def set_password(body: PasswordChoice, request: Request, shared: ContextDe
     responses=limited(Unauthorized, Forbidden, Conflict, ValidationFailed),
     response_model=Envelope[TokenRead],
     openapi_extra={"security": [{"bearer": []}]},
+    summary="Change your password",
 )
 @public
 async def change_own_password(
     body: PasswordChange, request: Request, shared: ContextDep, caller: CallerDep
 ) -> Response:
-    """Changes the caller's password and ends all their sign-ins; the answer has the tokens of a new one."""
+    """Changes the password of the caller and ends all sign-ins. The response has new tokens."""
     user = await _caller_with_password(shared, caller)
     tries = tries_at(request, shared, str(user.id))
     async with turn(shared, tries):

@@ -84,12 +84,16 @@ async def _check_credentials(request: Request) -> None:
 
 
 @router.post(
-    "", status_code=201, responses=documented(Conflict, Unavailable), response_model=Envelope[ProviderRead]
+    "",
+    status_code=201,
+    responses=documented(Conflict, Unavailable),
+    response_model=Envelope[ProviderRead],
+    summary="Create a provider",
 )
 @needs("manage:providers")
 @checked_by(_check_credentials)
 async def create_provider(body: ProviderCreate, change: ChangeDep) -> Response:
-    """Connects a cloud account; a worker checks the credentials with a call that changes nothing."""
+    """Connects a cloud account. A read-only call to the cloud checks the credentials first."""
     _check(body, change.shared.settings)
     provider = Provider(
         organization_id=change.caller.organization_id,
@@ -111,10 +115,15 @@ serve(
 )
 
 
-@router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict, PreconditionFailed))
+@router.delete(
+    "/{id}",
+    status_code=204,
+    responses=documented(NotFound, Conflict, PreconditionFailed),
+    summary="Delete a provider",
+)
 @needs("delete:providers")
 async def delete_provider(id: UUID, change: ChangeDep) -> Response:
-    """Forgets a provider that has no servers any more."""
+    """Deletes a provider without servers, and its credentials."""
     provider = await change.subject(Provider, ProviderRead, id)
     servers = await change.session.scalar(
         select(func.count()).where(col(Server.provider_id) == id, col(Server.status) != DELETED)

@@ -19,8 +19,8 @@ class Front(View):
     links: dict[str, str] = Field(description="Paths by name.", examples=[_LINKS])
 
 
-@router.get("/", responses=limited(), response_model=Envelope[Front])
+@router.get("/", responses=limited(), response_model=Envelope[Front], summary="Get the version")
 @public
 async def get_root(request: Request) -> Response:
-    """Name, version, and links."""
+    """Returns the name and version of the control plane, and links."""
     return respond(request, {"name": "deployERP", "version": __version__, "links": _LINKS})

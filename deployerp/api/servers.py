@@ -100,11 +100,15 @@ class ServerAccepted(ServerRead):
 
 
 @router.post(
-    "", status_code=202, responses=documented(NotFound, Conflict), response_model=Envelope[ServerAccepted]
+    "",
+    status_code=202,
+    responses=documented(NotFound, Conflict),
+    response_model=Envelope[ServerAccepted],
+    summary="Create a server",
 )
 @needs("manage:servers")
 async def create_server(body: ServerCreate, change: ChangeDep) -> Response:
-    """Provisions a machine and makes it ready for instances."""
+    """Creates a machine at the provider and prepares it to host instances."""
     # Locked, so that it is not deleted in the meantime.
     await change.hold(Provider, body.provider_id)
     server = Server(organization_id=change.caller.organization_id, **body.model_dump())
@@ -128,12 +132,14 @@ serve(
     status_code=202,
     responses=documented(NotFound, OperationInProgress, InvalidState),
     response_model=Envelope[ServerAccepted],
+    summary="Run a server action",
 )
 @needs("manage:servers")
 async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) -> Response:
-    """Starts, stops or restarts the machine, and with it its instances.
+    """Starts, stops or restarts a server and its instances.
 
-    Instances that run are stopped with their server; those whose `desiredState` is `running` start with it.
+    Running instances are stopped with their server. Instances whose `desiredState` is `running` are started
+    with it.
     """
     server = await change.subject(Server, ServerRead, id)
     operation = await ordering.act(change, server, body.action)
@@ -145,16 +151,18 @@ async def act_on_server(id: UUID, body: ServerActionRequest, change: ChangeDep) 
     status_code=202,
     responses=documented(NotFound, Conflict, OperationInProgress, InvalidState, PreconditionFailed),
     response_model=Envelope[ServerAccepted],
+    summary="Delete a server",
 )
 @needs("delete:servers")
 async def delete_server(
     id: UUID,
     change: ChangeDep,
     force: Annotated[
-        bool, Query(description="Also with instances on it, also when it or its provider does not answer.")
+        bool,
+        Query(description="Delete also its instances, or if the server or its provider does not respond."),
     ] = False,
 ) -> Response:
-    """Destroys the machine; with `force`, also with its instances, and forgets what cannot be reached."""
+    """Deletes a server and its machine. With `force`, also its instances, and even if it does not respond."""
     server = await change.subject(Server, ServerRead, id)
     if not force:
         await _need_empty(change, server)

@@ -80,13 +80,20 @@ class UserCreated(UserRead):
     )
 
 
-@router.post("", status_code=201, responses=documented(Conflict), response_model=Envelope[UserCreated])
+@router.post(
+    "",
+    status_code=201,
+    responses=documented(Conflict),
+    response_model=Envelope[UserCreated],
+    summary="Create a user",
+)
 @needs("manage:users")
 async def create_user(body: UserCreate, change: ChangeDep) -> Response:
-    """Makes a user, who chooses a password with the one-time token of the answer.
+    """Creates a user, who sets a password with the token of the response.
 
-    The e-mail address is known to this organization only, until the user is proven to own it. A user whose
-    verified address it is becomes a member where the caller manages users in another organization of theirs.
+    The e-mail address is known to this organization only until it is verified. If the address is the verified
+    one of an existing user, that user becomes a member, provided that the caller manages users in another
+    organization of the user.
     """
     _check_grant(change.caller, body.role)
     organization_id = change.caller.organization_id
@@ -118,18 +125,25 @@ _LISTING = serve(
 )
 
 
-@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[UserRead])
+@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[UserRead], summary="Get a user")
 @needs("read:users")
 async def get_user(id: UUID, request: Request) -> Response:
+    """Returns one user by ID."""
     return respond_single(request, await find(request, _LISTING, "User", id))
 
 
 @router.patch(
-    "/{id}", responses=documented(NotFound, Conflict, PreconditionFailed), response_model=Envelope[UserRead]
+    "/{id}",
+    responses=documented(NotFound, Conflict, PreconditionFailed),
+    response_model=Envelope[UserRead],
+    summary="Update a user",
 )
 @needs("manage:users")
 async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response:
-    """Changes a role, which counts within seconds, or a name. A new role ends a set-password token."""
+    """Changes the role or the name of a user. A new role takes effect within five seconds.
+
+    A new role also invalidates the set-password token of the user.
+    """
     user, member, owners = await _subject(change, id)
     if body.role is not None and body.role != member.role:
         _check_grant(change.caller, cast("Role", member.role))
@@ -148,10 +162,18 @@ async def update_user(id: UUID, body: UserUpdate, change: ChangeDep) -> Response
     return respond_tagged(change.request, _serialize_user(user, member))
 
 
-@router.delete("/{id}", status_code=204, responses=documented(NotFound, Conflict, PreconditionFailed))
+@router.delete(
+    "/{id}",
+    status_code=204,
+    responses=documented(NotFound, Conflict, PreconditionFailed),
+    summary="Remove a user",
+)
 @needs("delete:users")
 async def remove_user(id: UUID, change: ChangeDep) -> Response:
-    """Ends the membership and what keeps the user signed in to it; without another one they are forgotten."""
+    """Removes a user from the organization and ends their sign-ins in it.
+
+    A user without another organization is deleted.
+    """
     user, member, owners = await _subject(change, id)
     _check_grant(change.caller, cast("Role", member.role))
     _check_owners(owners, user)
@@ -165,13 +187,15 @@ async def remove_user(id: UUID, change: ChangeDep) -> Response:
     "/{id}/reset-password",
     responses=documented(NotFound, Conflict),
     response_model=Envelope[UserCreated],
+    summary="Reset a password",
 )
 @needs("manage:users")
 async def reset_password(id: UUID, change: ChangeDep) -> Response:
-    """Makes a new set-password token, which ends the one before; the password stays until it is used.
+    """Creates a new set-password token and invalidates the previous one.
 
-    Only of a user whose e-mail address is not verified, and who belongs to this organization alone. Others
-    change their password themselves, or ask whoever runs the control plane.
+    The current password stays valid until the token is used. The e-mail address of the user must not be
+    verified, and the user must have no other organization. Other users change their password themselves or
+    ask the operator of the control plane.
     """
     user, member, _ = await _subject(change, id)
     _check_grant(change.caller, cast("Role", member.role))

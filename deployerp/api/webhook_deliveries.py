@@ -56,10 +56,15 @@ serve(
 )
 
 
-@router.get("/{id}", responses=documented(NotFound), response_model=Envelope[DeliveryRead])
+@router.get(
+    "/{id}",
+    responses=documented(NotFound),
+    response_model=Envelope[DeliveryRead],
+    summary="Get a webhook delivery",
+)
 @needs("read:webhook-deliveries")
 async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, caller: CallerDep) -> Response:
-    """The delivery, with every attempt."""
+    """Returns a delivery with all its attempts."""
     async with tenant_transaction(shared.sessions, caller.tenant) as session:
         delivery = await get_owned(session, WebhookDelivery, id, caller.tenant)
         attempts = await session.scalars(
@@ -76,10 +81,11 @@ async def get_webhook_delivery(id: UUID, request: Request, shared: ContextDep, c
     status_code=202,
     responses=documented(NotFound, InvalidState),
     response_model=Envelope[DeliverySummary],
+    summary="Resend a webhook delivery",
 )
 @needs("manage:webhook-deliveries")
 async def resend_webhook_delivery(id: UUID, change: ChangeDep) -> Response:
-    """Sends it again, now, with all its tries; also one that waits for its next try or was accepted."""
+    """Sends a delivery again at once, also a pending or an accepted one. Its retry schedule starts again."""
     delivery = await change.subject(WebhookDelivery, DeliverySummary, id)
     endpoint = await change.session.get_one(WebhookEndpoint, delivery.endpoint_id)
     endpoint.need_open()

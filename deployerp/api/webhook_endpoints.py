@@ -225,10 +225,11 @@ class Replayed(View):
     status_code=201,
     responses=documented(QuotaExceeded),
     response_model=Envelope[WebhookEndpointWithSecret],
+    summary="Create a webhook endpoint",
 )
 @needs("manage:webhook-endpoints")
 async def create_webhook_endpoint(body: WebhookEndpointCreate, change: ChangeDep) -> Response:
-    """Adds a receiver; its secret is shown only now."""
+    """Creates an endpoint. Its signing secret is shown only in this response."""
     _check_destination(change, body.url)
     await _check_quota(change)
     secret, vault = new_webhook_secret(), change.shared.vault
@@ -252,13 +253,16 @@ serve(
 
 
 @router.patch(
-    "/{id}", responses=documented(NotFound, PreconditionFailed), response_model=Envelope[WebhookEndpointRead]
+    "/{id}",
+    responses=documented(NotFound, PreconditionFailed),
+    response_model=Envelope[WebhookEndpointRead],
+    summary="Update a webhook endpoint",
 )
 @needs("manage:webhook-endpoints")
 async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change: ChangeDep) -> Response:
-    """Changes what is given, for whatever is sent from now on; the secret stays.
+    """Changes an endpoint, for events that are sent from now on. The secret stays the same.
 
-    A receiver that was left alone because it failed is tried again at once.
+    An endpoint that was paused after failures is tried again at once.
     """
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
     if body.url is not None:
@@ -276,10 +280,15 @@ async def update_webhook_endpoint(id: UUID, body: WebhookEndpointUpdate, change:
     return await change.respond(WebhookEndpointRead, endpoint)
 
 
-@router.delete("/{id}", status_code=204, responses=documented(NotFound, PreconditionFailed))
+@router.delete(
+    "/{id}",
+    status_code=204,
+    responses=documented(NotFound, PreconditionFailed),
+    summary="Delete a webhook endpoint",
+)
 @needs("delete:webhook-endpoints")
 async def delete_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
-    """Stops sending; deliveries under way are given up."""
+    """Deletes an endpoint. Its pending deliveries end."""
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
     if endpoint.failing_since is not None:
         _tell_of_change(change, endpoint)
@@ -292,12 +301,16 @@ async def delete_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     "/{id}/rotate-secret",
     responses=documented(NotFound),
     response_model=Envelope[WebhookEndpointWithSecret],
+    summary="Rotate a webhook secret",
 )
 @needs("manage:webhook-endpoints")
 async def rotate_webhook_secret(
     id: UUID, change: ChangeDep, body: RotateSecretRequest = _BY_DEFAULT
 ) -> Response:
-    """A new secret, shown only now; for a time the one before signs as well, and any older one no more."""
+    """Creates a new signing secret, which is shown only in this response.
+
+    The previous secret also signs for `overlapHours`; older ones are invalid at once.
+    """
     endpoint = await change.subject(WebhookEndpoint, WebhookEndpointRead, id)
     secret = new_webhook_secret()
     overlaps = body.overlap_hours > 0
@@ -314,10 +327,11 @@ async def rotate_webhook_secret(
     status_code=202,
     responses=documented(NotFound, InvalidState),
     response_model=Envelope[DeliverySummary],
+    summary="Ping a webhook endpoint",
 )
 @needs("manage:webhook-endpoints")
 async def ping_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
-    """Sends a test, whatever types the endpoint wants; the delivery that is answered tells how it goes."""
+    """Sends a test event to an endpoint, whatever its event types are, and returns the delivery."""
     # Not locked: whoever writes an event has the organization's sequence first and its endpoints after it.
     endpoint = await change.get_owned(WebhookEndpoint, id)
     change.about = endpoint
@@ -332,12 +346,13 @@ async def ping_webhook_endpoint(id: UUID, change: ChangeDep) -> Response:
     status_code=202,
     responses=documented(NotFound, InvalidState),
     response_model=Envelope[Replayed],
+    summary="Replay events",
 )
 @needs("manage:webhook-endpoints")
 async def replay_events(id: UUID, body: ReplayRequest, change: ChangeDep) -> Response:
-    """Sends the events of a time that the endpoint wants, also those from before it wanted them.
+    """Sends the events of a period again, also those from before the endpoint subscribed to them.
 
-    What it has accepted comes again under the same `webhook-id`. At most 50,000 events.
+    Events that the endpoint has accepted have the same `webhook-id` as before. At most 50,000 events.
     """
     now = utc_now()
     until = body.until or now

@@ -40,6 +40,7 @@ def serve(
     plural = router.prefix.rpartition("/")[2]
     permission = needs(f"read:{plural}")
     plural_name, name = plural.replace("-", "_"), model.__name__
+    title, plural_title = _title(snake(name)), _title(plural_name, article=False)
 
     @permission
     async def many(request: Request) -> Response:
@@ -53,6 +54,9 @@ def serve(
         "",
         many,
         name=f"list_{plural_name}",
+        summary=f"List {plural_title}",
+        description=f"Returns a page of the {plural_title} of the organization, sorted by `{sorts[0]}`, "
+        f"{'newest' if order == 'desc' else 'oldest'} first.",
         response_model=ListEnvelope[view],  # type: ignore[valid-type]
         responses=documented(),
         openapi_extra={"parameters": listing.described},
@@ -62,10 +66,20 @@ def serve(
             "/{id}",
             one,
             name=f"get_{snake(name)}",
+            summary=f"Get {title}",
+            description=f"Returns {title} by ID.",
             response_model=Envelope[view],  # type: ignore[valid-type]
             responses=documented(NotFound),
         )
     return listing
+
+
+def _title(name: str, *, article: bool = True) -> str:
+    """`api_key` is `an API key`."""
+    words = name.replace("_", " ").replace("api key", "API key").replace("audit log", "audit log entries")
+    if not article:
+        return words
+    return f"{'an' if words[0] in 'aeiouA' else 'a'} {words.replace('audit entry', 'audit log entry')}"
 
 
 async def find(request: Request, listing: Listing, name: str, id: UUID) -> Row:

@@ -40,7 +40,14 @@ def documented(view: type[View]) -> dict[int | str, dict[str, Any]]:
         "contentSchema": {"$ref": f"#/components/schemas/{view.__name__}"},
     }
     text = {"type": "string"}
-    event = {"type": "object", "required": ["event", "data"], "properties": {"event": text, "data": data}}
+    event = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {
+            "event": text | {"description": "Name of the message."},
+            "data": data | {"description": "The resource, as JSON."},
+        },
+    }
     return {200: {"description": "Server-sent events.", "content": {"text/event-stream": {"schema": event}}}}
 
 
