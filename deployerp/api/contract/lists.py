@@ -259,8 +259,8 @@ class Listing:
             told["q"] = (
                 Text,
                 (
-                    f"Search for this text in {' or '.join(self.search)}, ignoring case. One or two characters"
-                    " are found at the beginning of a field only."
+                    f"Search for this text in {' or '.join(self.search)}, ignoring case. One or two"
+                    " characters are found at the beginning of a field only."
                 ),
             )
         return told
