@@ -86,7 +86,7 @@ async def _check_credentials(request: Request) -> None:
 @router.post(
     "",
     status_code=201,
-    responses=documented(Conflict, Unavailable),
+    responses=documented(Conflict),
     response_model=Envelope[ProviderRead],
     summary="Create a provider",
 )
