@@ -160,7 +160,7 @@ _STALLED = OperationFacts(
     error_code="host_unreachable",
     error_message="The server does not answer over SSH.",
 )
-_ANNOUNCED = "Announced: sent as soon as there are backups."
+_ANNOUNCED = "Announced: sent by a later release."
 
 
 def _failure_sample(sample: Facts, message: str) -> Facts:
@@ -173,12 +173,12 @@ def lifecycle_event_types(table: type[Stateful]) -> Iterator[EventType]:
     for action in table.lifecycle.actions.values():
         yield EventType(
             action.event,
-            f"`{action.name}` of the {resource_type} has succeeded: it is {action.end}.",
+            f"`{action.name}` of the {resource_type} succeeded; its status is `{action.end}`.",
             sample.model_copy(update={"status": action.end}),
         )
         yield EventType(
             table.lifecycle.failure_event(action),
-            f"`{action.name}` of the {resource_type} has failed or was cancelled: `statusMessage` says why.",
+            f"`{action.name}` of the {resource_type} failed or was cancelled; `statusMessage` says why.",
             _failure_sample(sample, "The machine does not answer."),
         )
 
@@ -187,13 +187,13 @@ _ROWS = (
     *(row for table in STATEFUL.values() for row in lifecycle_event_types(table)),
     EventType(
         "backup.completed",
-        f"The backup is whole: it was read back and compared. {_ANNOUNCED}",
+        f"The backup is complete and verified. {_ANNOUNCED}",
         _BACKUP,
         announced=True,
     ),
     EventType(
         "backup.failed",
-        f"The backup could not be made: `statusMessage` says why. {_ANNOUNCED}",
+        f"The backup failed; `statusMessage` says why. {_ANNOUNCED}",
         _failure_sample(_BACKUP, "The object storage does not answer.").model_copy(
             update={"size_bytes": None}
         ),
@@ -201,14 +201,13 @@ _ROWS = (
     ),
     EventType(
         STALLED,
-        "A step has failed for a minute for a reason that may pass, and is tried again: the operation shows"
-        " why, and can be cancelled.",
+        "A step has failed for a minute and is retried; the operation shows why, and can be cancelled.",
         _STALLED,
     ),
-    EventType(PINGED, "Somebody has asked for a test of the endpoint.", _ENDPOINT),
+    EventType(PINGED, "A test of the endpoint was requested.", _ENDPOINT),
     EventType(
         "webhook_endpoint.disabled",
-        "Nothing is sent to the endpoint any more: it has failed for days, or answered 410.",
+        "deployERP disabled the endpoint, because it failed for days or returned 410.",
         _ENDPOINT.model_copy(update=_DISABLED),
     ),
 )
