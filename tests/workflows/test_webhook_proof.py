@@ -44,8 +44,11 @@ def database_url(postgres_url: str) -> str:
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    """Impatient ones: the schedule is as long as always, and takes seconds instead of days."""
-    impatient = {"webhook_timeout_seconds": 1.0, "webhook_retry_seconds": [0.5, *[1.0] * 8]}
+    """Impatient ones: the schedule is as long as always, and takes seconds instead of days.
+
+    The time-out is shorter than a silence of the receiver, and longer than a busy machine makes it answer.
+    """
+    impatient = {"webhook_timeout_seconds": 3.0, "webhook_retry_seconds": [0.5, *[1.0] * 8]}
     return settings.model_copy(update=impatient)
 
 
