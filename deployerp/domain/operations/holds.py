@@ -29,14 +29,10 @@ def hold_of(operation: Operation, resource: Stateful, mode: str = "exclusive") -
     )
 
 
-async def holds_of(session: AsyncSession, operation: Operation) -> Sequence[OperationHold]:
-    query = select(OperationHold).where(col(OperationHold.operation_id) == operation.id)
-    return (await session.scalars(query)).all()
-
-
 async def release_holds(session: AsyncSession, operation: Operation) -> Sequence[OperationHold]:
-    """Lets go everything that an operation holds; returns what it held."""
-    holds = await holds_of(session, operation)
+    """Deletes all holds of an operation, and returns them."""
+    query = select(OperationHold).where(col(OperationHold.operation_id) == operation.id)
+    holds = (await session.scalars(query)).all()
     await session.execute(delete(OperationHold).where(col(OperationHold.operation_id) == operation.id))
     return holds
 
@@ -69,6 +65,25 @@ async def lock_holders(
         .with_for_update()
     )
     return found.all()
+
+
+async def lock_readers(session: AsyncSession, subjects: Sequence[UUID]) -> dict[UUID, Stateful]:
+    """The resources, by id, of the operations that only read the subjects, which are locked.
+
+    They are locked before their operations, as workers do: the other order would make deadlocks.
+    """
+    held = select(col(OperationHold.operation_id)).where(col(OperationHold.resource_id).in_(subjects))
+    changing = held.where(col(OperationHold.mode) == "exclusive")
+    query = (
+        select(col(Operation.resource_type), col(Operation.resource_id))
+        .where(col(Operation.id).in_(held), col(Operation.id).not_in(changing))
+        .order_by(col(Operation.resource_type), col(Operation.resource_id))
+    )
+    readers = (await session.execute(query)).all()
+    return {
+        resource_id: await session.get_one(STATEFUL[resource_type], resource_id, with_for_update=True)
+        for resource_type, resource_id in readers
+    }
 
 
 async def check_holds(

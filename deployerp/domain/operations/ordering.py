@@ -3,7 +3,7 @@
 Requests order operations, and so do workflows and schedules: nothing here knows of requests.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any, cast
 from uuid import UUID
@@ -20,9 +20,9 @@ from deployerp.domain.events.log import write_event
 from deployerp.domain.operations.holds import (
     check_holds,
     hold_of,
-    holds_of,
     lock_holders,
     lock_included,
+    lock_readers,
     lock_required,
     release_holds,
     take_over,
@@ -30,7 +30,7 @@ from deployerp.domain.operations.holds import (
 from deployerp.domain.operations.lifecycles import DELETED, FAILED, Action
 from deployerp.domain.operations.messages import workflow_id
 from deployerp.domain.operations.operation import Operation, OperationHold
-from deployerp.domain.operations.stateful import STATEFUL, Stateful
+from deployerp.domain.operations.stateful import Stateful
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,11 @@ async def supersede(session: AsyncSession, resource: Stateful) -> list[Operation
     """
     included = await lock_included(session, resource, resource.lifecycle.actions["delete"])
     subjects = {each.id: each for each in (resource, *included)}
+    readers = await lock_readers(session, list(subjects))
     closed = []
     for operation in await lock_holders(session, list(subjects)):
-        if operation.force and operation.resource_id == resource.id:
-            continue
-        own = subjects.get(operation.resource_id) or await _lock_reader(session, operation, subjects)
-        if own is None:
+        own = (subjects | readers).get(operation.resource_id)
+        if own is None or (operation.force and own is resource):
             continue
         for hold in await release_holds(session, operation):
             held = subjects.get(hold.resource_id)
@@ -139,17 +138,6 @@ async def supersede(session: AsyncSession, resource: Stateful) -> list[Operation
         closed.append(operation)
     await session.flush()
     return closed
-
-
-async def _lock_reader(
-    session: AsyncSession, operation: Operation, subjects: Mapping[UUID, Stateful]
-) -> Stateful | None:
-    """The locked resource of an operation that only reads the subjects; None when it changes one."""
-    holds = await holds_of(session, operation)
-    if any(hold.mode == "exclusive" and hold.resource_id in subjects for hold in holds):
-        return None
-    table = STATEFUL[operation.resource_type]
-    return await session.get_one(table, operation.resource_id, with_for_update=True)
 
 
 def _as_json(action: Action, parameters: object) -> dict[str, Any]:

@@ -240,3 +240,22 @@ async def test_a_deletion_by_force_closes_the_operations_that_read(
     assert (left.status, left.status_message) == ("failed", "The server was deleted by force.")
     events = await records.find(select(Event.type).where(col(Event.resource_id) == copy.id))
     assert events == ["copy.make_failed"]
+
+
+async def test_a_deletion_by_force_and_the_end_of_a_reader_make_no_deadlock(
+    copies: type[Any], server: Server, sessions: SessionFactory, records: Records
+) -> None:
+    async def supersede_readers() -> None:
+        async with sessions() as session, session.begin():
+            await supersede(session, await session.get_one(Server, server.id, with_for_update=True))
+
+    for number in range(10):
+        copy = copy_of(server, copies, f"copy {number}")
+        operation = await ordered(sessions, copy, "make")
+        assert await records.claim_operation(operation.order)
+        end = OperationEnd(operation.order, "succeeded")
+        await asyncio.gather(supersede_readers(), records.end_operation(end))
+        # Whoever came first has decided, and both agree.
+        ended = await records.get(Operation, operation.id)
+        left = await records.get(copies, copy.id)
+        assert (ended.state, left.status) in {("succeeded", "running"), ("cancelled", "failed")}
