@@ -1,6 +1,7 @@
 """Providers through the API."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from uuid import UUID
@@ -180,6 +181,19 @@ async def test_a_request_that_breaks_a_rule_asks_no_cloud(checked: Checked) -> N
     body = {"name": "cloud", "kind": "digitalocean", "credentials": {"token": SECRET}}
     await checked.reader.error("POST", "/v1/providers", body, code="forbidden")
     assert checked.cloud.calls == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+async def test_a_body_in_another_encoding_is_not_stored_unchecked(checked: Checked, encoding: str) -> None:
+    checked.error = CredentialsRefused("The digitalocean API answered 401.")
+    body = {"name": "cloud", "kind": "digitalocean", "credentials": {"token": SECRET}}
+    answer = await checked.client.http.post(
+        "/v1/providers",
+        content=json.dumps(body).encode(encoding),
+        headers={"Authorization": f"Bearer {checked.client.token}", "Content-Type": "application/json"},
+    )
+    assert answer.status_code == 422
+    assert await checked.client.data("GET", "/v1/providers") == []
 
 
 async def test_nobody_waits_for_a_check_that_takes_long(settings: Settings) -> None:

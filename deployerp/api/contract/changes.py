@@ -32,7 +32,7 @@ from deployerp.domain.audit.log import AuditRecord, ChangeTracker, RecordChange,
 from deployerp.domain.operations.operation import Operation
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-# What a change must learn from outside, which takes seconds: no transaction is open meanwhile.
+# Runs before the transaction of a change, because a call to a cloud takes seconds.
 Check = Callable[[Request], Coroutine[Any, Any, None]]
 Owned = TypeVar("Owned", bound=Record)
 
@@ -166,8 +166,8 @@ async def carry_out(
 ) -> Response:
     """Runs an endpoint in its change; all of it is there afterwards, or nothing.
 
-    `secrets` are the fields of the answer that are shown once. `check` comes before the transaction, unless
-    the answer is kept.
+    `secrets` are the fields of the answer that are shown once. `check` runs before the transaction, and not
+    for a request whose answer is stored already.
     """
     shared = dependencies.context(request)
     # All of it, before anything is held: a client that sends slowly must not keep others waiting.

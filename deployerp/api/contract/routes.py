@@ -54,7 +54,7 @@ def needs(permission: str) -> Callable[[Endpoint], Endpoint]:
 
 
 def checked_by(check: Check) -> Callable[[Endpoint], Endpoint]:
-    """Declares what is asked outside before the endpoint's transaction begins; it raises what refuses."""
+    """Declares a check that runs before the endpoint's transaction; it raises what the request gets."""
 
     def declare(endpoint: Endpoint) -> Endpoint:
         endpoint.__dict__["check"] = check
