@@ -1,6 +1,6 @@
-"""The query service: what requests must learn from outside at once, answered by a worker over HTTP.
+"""The query service: a worker answers queries of the API over HTTP.
 
-The API reaches no cloud and no server itself, and what is asked here never enters a Temporal history.
+The API itself connects to no cloud and no server. Queries and answers never enter a Temporal history.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -32,7 +32,7 @@ class Answers:
         return {CheckCredentials: self.check_credentials}
 
     async def check_credentials(self, query: CheckCredentials) -> None:
-        """Lists what no cloud has, which takes the permission that everything else needs first.
+        """Makes a read-only call: it lists the nodes with a tag that no node has.
 
         Raises the errors of `Cloud`.
         """
@@ -71,8 +71,8 @@ def _handler(query: type, answer: Answer, tokens: list[str]) -> Callable[[web.Re
 
     async def handle(request: web.Request) -> web.Response:
         try:
-            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not any(same(given, token) for token in tokens):
+            sent = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not any(same(sent, token) for token in tokens):
                 raise Unauthorized("The token of the query service is wrong: the encryption keys differ.")
             return web.json_response({"result": await answer(form.validate_json(await request.read()))})
         except ValidationError:
@@ -82,9 +82,9 @@ def _handler(query: type, answer: Answer, tokens: list[str]) -> Callable[[web.Re
         except Exception:
             log.exception("a query failed", query=query.__name__)
             error = DeployError("The query failed for a reason that the worker's log tells.")
-        told = {"code": error.code, "message": error.message}
+        answer_body: dict[str, object] = {"code": error.code, "message": error.message}
         if isinstance(error, ProviderThrottled):
-            told["retry_after"] = str(error.retry_after)
-        return web.json_response(told, status=error.status)
+            answer_body["retry_after"] = error.retry_after
+        return web.json_response(answer_body, status=error.status)
 
     return handle

@@ -49,7 +49,7 @@ class Vault:
         return None
 
     def derive(self, purpose: str) -> list[str]:
-        """A token for a purpose from each key: processes that have the keys need no further secret."""
+        """One token for each key. Processes that share the keys share the tokens, without another secret."""
         return [hmac.new(key, purpose.encode(), hashlib.sha256).hexdigest() for key in self._keys]
 
     def seal_mapping(self, values: Mapping[str, Any]) -> Sealed:

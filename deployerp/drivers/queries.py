@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 from deployerp.core.errors import DeployError, ProviderThrottled, RequestError, Unavailable, tree
 from deployerp.core.secrets import Vault
 from deployerp.domain.queries import MAX_BYTES, TIMEOUT_SECONDS, path_of, tokens_of
+from deployerp.drivers.web.bodies import read_body
 
 _CLASSES = {error.code: error for error in reversed(list(tree()))}
 _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
@@ -18,7 +19,7 @@ _NO_WORKER = (
 
 
 class Queries:
-    """Asks a worker what a request must learn from outside at once; `close` it at the end."""
+    """Sends queries to a worker; `close` it at the end."""
 
     def __init__(self, url: str, vault: Vault) -> None:
         self._url = url.rstrip("/")
@@ -26,7 +27,7 @@ class Queries:
         self._session: aiohttp.ClientSession | None = None
 
     async def ask(self, query: object) -> Any:
-        """The answer, as JSON has it. Raises the error that the worker tells, and `Unavailable`."""
+        """Returns the answer as parsed JSON. Raises the error of the worker, and `Unavailable`."""
         try:
             async with self._opened().post(
                 f"{self._url}{path_of(type(query))}",
@@ -34,15 +35,13 @@ class Queries:
                 headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
                 allow_redirects=False,
             ) as response:
-                # One byte more tells that there is more.
-                text = await response.content.read(MAX_BYTES + 1)
-                told = _OBJECT.validate_json(text)
+                answer = _OBJECT.validate_json(await read_body(response, MAX_BYTES))
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             raise Unavailable(_NO_WORKER) from error
         if status != 200:
-            raise _error_of(told)
-        return told["result"]
+            raise _error_of(answer)
+        return answer["result"]
 
     async def close(self) -> None:
         if self._session is not None:
@@ -54,11 +53,11 @@ class Queries:
         return self._session
 
 
-def _error_of(told: dict[str, Any]) -> DeployError:
-    error, message = _CLASSES.get(told.get("code", ""), Unavailable), told.get("message", _NO_WORKER)
+def _error_of(answer: dict[str, Any]) -> DeployError:
+    error, message = _CLASSES.get(answer.get("code", ""), Unavailable), answer.get("message", _NO_WORKER)
     if issubclass(error, RequestError):
-        # Ours to put right, not of whoever has sent the request.
+        # Whoever sent the request to the API cannot correct it.
         return Unavailable(f"The worker refused the query. {message}")
     if issubclass(error, ProviderThrottled):
-        return error(message, retry_after=float(told.get("retry_after") or 0))
+        return error(message, retry_after=answer.get("retry_after", 0))
     return error(message)

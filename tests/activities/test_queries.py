@@ -126,3 +126,22 @@ async def test_workers_on_one_machine_share_a_port(url: str, clouds: Recorded) -
         assert same == port
         for _ in range(8):
             assert await ask(url) is None
+
+
+class Long(Answers):
+    """Answers with a text of `length` characters, which comes in many pieces."""
+
+    length = 0
+
+    async def check_credentials(self, query: CheckCredentials) -> str:  # type: ignore[override]
+        return "x" * self.length
+
+
+async def test_a_long_answer_comes_whole_and_one_that_is_too_long_not_at_all(clouds: Recorded) -> None:
+    answers = Long(clouds, VAULT)
+    async with serve_queries(answers, VAULT, "127.0.0.1", 0) as port:
+        answers.length = 900_000
+        assert await ask(f"http://127.0.0.1:{port}") == "x" * answers.length
+        answers.length = client.MAX_BYTES
+        with pytest.raises(Unavailable):
+            await ask(f"http://127.0.0.1:{port}")

@@ -11,6 +11,8 @@ import aiohttp
 import jwt
 import structlog
 
+from deployerp.drivers.web.bodies import read_body
+
 log = structlog.get_logger()
 FRESH_SECONDS = 300
 # Tokens with keys that nobody knows must not make us ask more often than this.
@@ -120,9 +122,4 @@ async def _download(url: str) -> bytes:
     ):
         if response.status != 200:
             raise ValueError(f"it answered {response.status}")
-        body = bytearray()
-        async for chunk in response.content.iter_any():
-            body += chunk
-            if len(body) > MAX_BYTES:
-                raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-        return bytes(body)
+        return await read_body(response, MAX_BYTES)
