@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from libcloud.common.exceptions import RateLimitReachedError
 from libcloud.common.types import InvalidCredsError
 from libcloud.compute import base
+from libcloud.compute.drivers.digitalocean import DigitalOcean_v2_NodeDriver
 from libcloud.compute.providers import get_driver
 from libcloud.compute.types import NodeState as State
 from libcloud.compute.types import Provider
@@ -35,6 +36,7 @@ from deployerp.drivers.clouds.cloud import (
     provider_kinds,
 )
 from deployerp.drivers.clouds.docker import DEFAULT_IMAGE, DockerNodeDriver
+from deployerp.drivers.reasons import connection_failure
 from deployerp.drivers.web.guarded_requests import guard
 from deployerp.drivers.web.urls import Network
 
@@ -101,8 +103,14 @@ def _connect_aws(credentials: Mapping[str, str], options: Mapping[str, Any]) -> 
     )
 
 
+class _DigitalOcean(DigitalOcean_v2_NodeDriver):
+    def __new__(cls, *_arguments: object, **_options: object) -> "_DigitalOcean":
+        # libcloud's own hands options, such as the timeout, to `object`, which takes none.
+        return object.__new__(cls)
+
+
 def _connect_digitalocean(credentials: Mapping[str, str], options: Mapping[str, Any]) -> base.NodeDriver:
-    return get_driver(Provider.DIGITAL_OCEAN)(credentials["token"], api_version="v2", **options)
+    return _DigitalOcean(credentials["token"], **options)
 
 
 def _connect_openstack(credentials: Mapping[str, str], options: Mapping[str, Any]) -> base.NodeDriver:
@@ -357,7 +365,7 @@ class LibcloudCloud:
             # Anybody may be at that address, also somebody whose answer the tenant must not read.
             said = ""
         if code is None and isinstance(error, OSError):
-            return ProviderError(f"Could not reach the {self._kind} API: {_reason(error)}.")
+            return ProviderError(f"Could not reach the {self._kind} API: {connection_failure(error)}.")
         sentence = f"The {self._kind} API answered {code or type(error).__name__}"
         sentence += f": {said}" if said else "."
         match error:
@@ -387,16 +395,6 @@ def _code(error: Exception) -> int | None:
     """The HTTP status: libcloud's exceptions carry it under two names, and some put other things there."""
     code = getattr(error, "code", None) or getattr(error, "http_code", None)
     return code if isinstance(code, int) else None
-
-
-def _reason(error: BaseException) -> str:
-    """Why a connection failed, as the system says it below the exceptions of the libraries."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, OSError) and inner.strerror:
-            return inner.strerror.lower()
-        inner = inner.__cause__ or inner.__context__
-    return "it did not answer in time" if "Timeout" in type(error).__name__ else "the connection failed"
 
 
 def _reference(driver: base.NodeDriver, node_id: str) -> base.Node:

@@ -128,13 +128,13 @@ class _Checked(HTTPConnection):
                 return socket.create_connection((address, self.port), timeout=self._seconds)
             except OSError as error:
                 failure = error
-        raise NewConnectionError(self, f"no connection: {failure.strerror or failure}")
+        raise NewConnectionError(self, f"no connection: {failure.strerror or failure}") from failure
 
     def _addresses(self, host: str) -> list[str]:
         try:
             found = socket.getaddrinfo(host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise NewConnectionError(self, "the name has no address") from None
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(self, "the name has no address") from error
         addresses = [str(sockaddr[0]) for *_, sockaddr in found]
         check_addresses(host, [ip_address(each) for each in addresses], self.allowed_networks)
         return addresses

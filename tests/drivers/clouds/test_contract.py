@@ -9,6 +9,7 @@ import subprocess
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ import docker as docker_client
 import libcloud.compute.drivers.ec2
 import moto.settings
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from libcloud.common.digitalocean import DigitalOcean_v2_BaseDriver, DigitalOcean_v2_Connection
 from libcloud.common.exceptions import BaseHTTPError, RateLimitReachedError
 from libcloud.common.types import InvalidCredsError, LibcloudError
 from moto.server import ThreadedMotoServer
@@ -42,6 +46,7 @@ from deployerp.drivers.clouds.libcloud import _ROWS, LibcloudClouds
 from deployerp.drivers.server import user_data
 from deployerp.drivers.server.host import connect, generate_key_pair
 from deployerp.drivers.server.ssh_login import HostTarget
+from tests.conftest import free_port
 from tests.drivers.clouds.fake_cloud import FakeCloud
 
 AWS_CREDENTIALS = {"access_key_id": "key", "secret_access_key": "secret-value", "region": "eu-west-1"}
@@ -574,3 +579,43 @@ async def test_docker_nodes_are_made_of_the_image_that_is_set() -> None:
     with pytest.raises(ProviderError, match="deployerp-test/absent:1"):
         await cloud.create_node(NodeSpec("x", "small", None, None, "", {}, uuid.uuid4().hex))
     assert await cloud.list_images() == []
+
+
+async def test_an_address_where_nobody_listens_is_named_as_such() -> None:
+    credentials = {"auth_url": f"http://127.0.0.1:{free_port()}", "username": "u", "password": "p"}
+    credentials |= {"project": "p", "region": "r"}
+    clouds = LibcloudClouds(allowed_networks=[ip_network("127.0.0.0/8")])
+    with pytest.raises(ProviderError, match="Could not reach the openstack API: connection refused"):
+        await clouds.open("openstack", credentials).find_nodes({})
+
+
+@pytest.mark.parametrize(("status", "error"), [(200, None), (401, CredentialsRefused)])
+async def test_digitalocean_is_asked_with_its_token(
+    monkeypatch: pytest.MonkeyPatch, status: int, error: type[Exception] | None
+) -> None:
+    asked = []
+
+    async def droplets(request: web.Request) -> web.Response:
+        asked.append((request.path, request.headers["Authorization"]))
+        body = {"droplets": [], "links": {}, "meta": {"total": 0}}
+        return web.json_response(body if status == 200 else {"message": "no", "id": "no"}, status=status)
+
+    application = web.Application()
+    application.router.add_get("/v2/droplets", droplets)
+    async with TestServer(application) as server:
+
+        class Local(DigitalOcean_v2_Connection):
+            host = "127.0.0.1"
+
+            def __init__(self, key: str, _secure: bool = True, **options: Any) -> None:
+                super().__init__(key, secure=False, **options | {"port": server.port})
+
+        monkeypatch.setattr(DigitalOcean_v2_BaseDriver, "connectionCls", Local)
+        cloud = LibcloudClouds().open("digitalocean", {"token": "dop_v1_x"})
+        if error is None:
+            assert await cloud.find_nodes({"deployerp.server": "x"}) == []
+        else:
+            with pytest.raises(error) as refused:
+                await cloud.find_nodes({"deployerp.server": "x"})
+            assert "dop_v1_x" not in str(refused.value)
+    assert asked == [("/v2/droplets", "Bearer dop_v1_x")]
