@@ -53,11 +53,13 @@ def one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
     return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
+def where(condition: str) -> dict[str, Any]:
+    """The options of an index that holds only the rows for which an SQL condition is true."""
+    return {"sqlite_where": text(condition), "postgresql_where": text(condition)}
+
+
 # Of an index that leaves out what is deleted but kept.
-PRESENT: dict[str, Any] = {
-    "sqlite_where": text("deleted_at IS NULL"),
-    "postgresql_where": text("deleted_at IS NULL"),
-}
+PRESENT = where("deleted_at IS NULL")
 
 
 class Record(SQLModel):

@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal, get_args
 from uuid import UUID
 
 from pydantic import Field as FactField
-from sqlalchemy import Index, text
+from sqlalchemy import Index
 from sqlmodel import Field
 
 from deployerp.core.fields import DisplayName, ServerId, StatusMessage
 from deployerp.core.secrets import Sealed, Vault
-from deployerp.database.base import PRESENT, one_of, time_field
+from deployerp.database.base import PRESENT, one_of, time_field, where
 from deployerp.database.search import searched
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import (
@@ -134,8 +134,7 @@ class Instance(Stateful, table=True):
             "uq_instances_hostname",
             "hostname",
             unique=True,
-            sqlite_where=text("status <> 'deleted'"),
-            postgresql_where=text("status <> 'deleted'"),
+            **where("status <> 'deleted'"),
         ),
         searched("name", "slug", "hostname"),
     )

@@ -3,10 +3,10 @@
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Index, and_, text
+from sqlalchemy import ColumnElement, Index, and_
 from sqlmodel import Field, col
 
-from deployerp.database.base import Record, one_of
+from deployerp.database.base import Record, one_of, where
 
 COLOURS = ("blue", "green")
 
@@ -19,18 +19,17 @@ class Release(Record, table=True):
             "uq_releases_active_instance_id",
             "instance_id",
             unique=True,
-            sqlite_where=text("is_active"),
-            postgresql_where=text("is_active"),
+            **where("is_active"),
         ),
     )
 
     organization_id: UUID = Field(foreign_key="organizations.id")
     instance_id: UUID = Field(foreign_key="instances.id", index=True)
-    # A release starts beside the one that it replaces, so each needs names of its own on the server.
+    # A release starts beside the one that it replaces, so their containers need different names.
     colour: str = COLOURS[0]
     # The instance's route leads to it. An instance has one such release.
     is_active: bool = True
-    # None until the deploy has chosen them: the names, and what names exactly these images to an engine.
+    # Names of images, and their digests; None until the deploy chooses them.
     postgres_image: str | None = None
     postgres_digest: str | None = None
     odoo_image: str | None = None

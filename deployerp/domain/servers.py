@@ -4,11 +4,11 @@ from typing import Annotated, ClassVar
 from uuid import UUID
 
 from pydantic import Field as FactField
-from sqlalchemy import Index, text
+from sqlalchemy import Index
 from sqlmodel import Field
 
 from deployerp.core.fields import DisplayName, StatusMessage
-from deployerp.database.base import PRESENT
+from deployerp.database.base import PRESENT, where
 from deployerp.database.search import searched
 from deployerp.domain.events.facts import Facts, sample_id
 from deployerp.domain.operations.lifecycles import Action, Inclusion, Lifecycle, lifecycle
@@ -88,8 +88,7 @@ class Server(Stateful, table=True):
             "organization_id",
             "name",
             unique=True,
-            sqlite_where=text("status <> 'deleted'"),
-            postgresql_where=text("status <> 'deleted'"),
+            **where("status <> 'deleted'"),
         ),
         searched("name", "address"),
     )

@@ -15,7 +15,6 @@ from sqlalchemy import (
     delete,
     func,
     select,
-    text,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,7 +22,7 @@ from sqlalchemy.orm import registry
 from sqlmodel import Field, col
 
 from deployerp.core.fields import Pattern
-from deployerp.database.base import Record, one_of, time_field, utc_now
+from deployerp.database.base import Record, one_of, time_field, utc_now, where
 from deployerp.domain import set_password_tokens
 from deployerp.domain.organizations import Organization
 from deployerp.domain.permissions import ROLES, Role
@@ -43,7 +42,7 @@ Email = Annotated[
 """An e-mail address; kept in lower case."""
 
 
-_VERIFIED, _UNVERIFIED = text("email_verified_at IS NOT NULL"), text("email_verified_at IS NULL")
+_VERIFIED, _UNVERIFIED = where("email_verified_at IS NOT NULL"), where("email_verified_at IS NULL")
 
 
 class User(Record, table=True):
@@ -60,16 +59,14 @@ class User(Record, table=True):
             "uq_users_verified_email",
             "email",
             unique=True,
-            sqlite_where=_VERIFIED,
-            postgresql_where=_VERIFIED,
+            **_VERIFIED,
         ),
         Index(
             "uq_users_unverified_email",
             "email",
             "home_organization_id",
             unique=True,
-            sqlite_where=_UNVERIFIED,
-            postgresql_where=_UNVERIFIED,
+            **_UNVERIFIED,
         ),
     )
 

@@ -4,10 +4,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Index, UniqueConstraint, text
+from sqlalchemy import Index, UniqueConstraint
 from sqlmodel import Field
 
-from deployerp.database.base import Record, json_field, one_of, time_field
+from deployerp.database.base import Record, json_field, one_of, time_field, where
 from deployerp.domain.operations.lifecycles import (
     HOLD_MODES,
     OPERATION_STATES,
@@ -78,8 +78,7 @@ class OperationHold(Record, table=True):
             "uq_operation_holds_exclusive_resource_id",
             "resource_id",
             unique=True,
-            sqlite_where=text("mode = 'exclusive'"),
-            postgresql_where=text("mode = 'exclusive'"),
+            **where("mode = 'exclusive'"),
         ),
         Index("ix_operation_holds_resource_id", "resource_id"),
     )
@@ -101,8 +100,7 @@ class OperationStep(Record, table=True):
         Index(
             "ix_operation_steps_running",
             "updated_at",
-            sqlite_where=text("state = 'running'"),
-            postgresql_where=text("state = 'running'"),
+            **where("state = 'running'"),
         ),
     )
 
