@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-# No text to be searched for holds one: API and commands refuse control characters.
+# It cannot be in a search text: the API refuses control characters.
 _SEPARATOR = "\n"
 # Shorter texts have no trigram, except where a text begins.
 _TRIGRAM = 3
@@ -39,7 +39,7 @@ def searched_text(columns: Sequence[ColumnElement[Any]]) -> ColumnElement[str]:
 
 
 def search_pattern(searched: str) -> str:
-    """The LIKE pattern, with the escape character `\\`; what means something to LIKE means itself.
+    """The LIKE pattern that finds the text itself; its escape character is `\\`.
 
     One or two characters are found at the beginning of a column only.
     """
@@ -65,7 +65,7 @@ def search_condition(
     # Lowered by the database on both sides: databases and Python differ in what lower case is.
     lowered = func.lower(bindparam(pattern, type_=String))
     plain = searched_text(columns).like(lowered, escape="\\")
-    if _SEARCHED not in getattr(table, "info", ()):
+    if getattr(table, "info", {}).get(_SEARCHED) != tuple(getattr(each, "name", None) for each in columns):
         return plain
     organization_id: Any = bindparam("organization_id", type_=Uuid[UUID]())
     find = getattr(func, f"search_{table.name}")  # type: ignore[attr-defined]

@@ -39,12 +39,12 @@ def create_search(table: str, columns: Sequence[str]) -> None:
     schema = op.get_bind().execute(sa.text("SELECT quote_ident(current_schema())")).scalar_one()
     whole = f" || {_SEPARATOR} || ".join(f"coalesce({name}, '')" for name in columns)
     searched = f"lower({_SEPARATOR} || {whole})"
-    # Without a list of what is pending: searches would read through it, and some inserts would wait for it.
+    # A list of pending entries would slow down searches, and the inserts that have to empty it.
     op.execute(
         f"CREATE INDEX ix_{table}_search ON {table} USING gin (organization_id, ({searched}) gin_trgm_ops)"
         " WITH (fastupdate = off) WHERE deleted_at IS NULL"
     )
-    # ROWS: few, so that the rows are read by these ids, and not the ids compared with all rows.
+    # A low ROWS has the planner look each id up in the table, instead of scanning the table.
     found = (
         f"SELECT id FROM {schema}.{table}"  # noqa: S608  (all of it is ours)
         f" WHERE organization_id = organization AND organization = {tenant_id()}"

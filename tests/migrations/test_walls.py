@@ -1,6 +1,7 @@
 """Row level security on PostgreSQL: what a tenant's transaction sees and writes, whatever it asks for."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -363,3 +364,41 @@ async def test_a_search_finds_nothing_of_another(
     async with sessions() as session:
         # Without a tenant there is nothing of anybody's.
         assert await session.scalar(query, {"organization": ours.id}) == 0
+
+
+@pytest.mark.parametrize("name", ["instances", "servers"])
+async def test_the_statement_of_a_search_fits_its_index(
+    sessions: SessionFactory, ours: Tenant, name: str
+) -> None:
+    async with sessions() as session:
+        connection = await session.connection()
+        source = text("SELECT prosrc FROM pg_proc WHERE proname = :name")
+        body = await session.scalar(source, {"name": f"search_{name}"})
+        statement = body.replace("organization =", "$1 =").replace("= organization", "= $1")
+        # Of the few rows here it would read all, or take the index of another column.
+        await session.execute(text("SET LOCAL enable_seqscan = off"))
+        for index in table_of(name).indexes:
+            await session.execute(text(f"DROP INDEX {index.name}"))
+        await session.execute(text("SET LOCAL plan_cache_mode = force_generic_plan"))
+        prepare = f"PREPARE search (uuid, text) AS {statement.replace('LIKE pattern', 'LIKE $2')}"
+        await connection.exec_driver_sql(prepare)
+        plan = await connection.exec_driver_sql(f"EXPLAIN EXECUTE search ('{ours.id}', '%acme%')")
+        told = "\n".join(plan.scalars())
+        condition = rf"ix_{name}_search.*Index Cond: \(\(organization_id = \$1\) AND .* ~~ \$2"
+        assert re.search(condition, told, re.DOTALL), told
+        await connection.exec_driver_sql("DEALLOCATE search")
+        await session.rollback()
+
+
+@pytest.mark.parametrize("name", ["instances", "servers"])
+async def test_only_tenants_may_call_a_search_and_its_search_path_is_fixed(
+    sessions: SessionFactory, name: str
+) -> None:
+    query = text("SELECT prosecdef, proconfig, proacl::text FROM pg_proc WHERE oid = :name ::regprocedure")
+    async with sessions() as session:
+        found = await session.execute(query, {"name": f"search_{name}(uuid, text)"})
+        runs_as_owner, settings, rights = found.one()
+        owner = await session.scalar(text("SELECT current_user"))
+    assert runs_as_owner
+    assert settings == ["search_path=pg_catalog, pg_temp"]
+    assert rights == f"{{{owner}=X/{owner},{TENANT_ROLE}=X/{owner}}}"
