@@ -10,7 +10,7 @@ import structlog
 from temporalio.worker import Interceptor, Worker
 
 from deployerp.activities.instances import InstanceActivities
-from deployerp.activities.periodic import PeriodicActivities, Round
+from deployerp.activities.periodic import PeriodicActivities, PeriodicWork
 from deployerp.activities.queries import Answers, serve_queries
 from deployerp.activities.reaper import NodeReaper
 from deployerp.activities.records import Records
@@ -43,7 +43,7 @@ _TURNS_AT_ONCE = 500
 _WORKFLOW_TASKS_AT_ONCE = 8
 # Of endpoints that fail: however many there are, they leave most of the process to those that work.
 _FAILING_TURNS_AT_ONCE, _FAILING_WORKFLOW_TASKS_AT_ONCE = 16, 2
-_LONGEST_SWEEP_SECONDS = 120
+_SWEEP_TIMEOUT = 120
 _RECONNECT_SECONDS = 1.0
 _GRACE = timedelta(seconds=10)
 
@@ -72,10 +72,10 @@ async def _working(
     hosts = Hosts(vault, nodes)
     sweep = Sweep(sessions, records, temporal, settings)
     reaper = NodeReaper(sessions, clouds, vault)
-    rounds = {
-        "sweep": Round(lambda _: sweep.sweep(), settings.sweep_seconds, longest=_LONGEST_SWEEP_SECONDS),
+    works = {
+        "sweep": PeriodicWork(lambda _: sweep.sweep(), settings.sweep_seconds, timeout=_SWEEP_TIMEOUT),
         # Clouds count the calls of an account, and what is looked for is rare.
-        "reap": Round(lambda _: reaper.reap(), every=300, longest=600),
+        "reap": PeriodicWork(lambda _: reaper.reap(), interval=300, timeout=600),
     }
     all_interceptors = [ActivityInterceptor(records), *interceptors]
     operations = _worker(
@@ -84,7 +84,7 @@ async def _working(
         _OPERATION_WORKFLOWS,
         [
             records,
-            PeriodicActivities(rounds),
+            PeriodicActivities(works),
             ServerActivities(records, nodes, hosts, vault, settings),
             ServerInstanceActivities(records, hosts, temporal),
             InstanceActivities(records, hosts, vault, settings),

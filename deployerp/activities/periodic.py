@@ -1,4 +1,4 @@
-"""Periodic work: the rounds of a shard, one after the other, by one worker at a time."""
+"""Periodic work: one worker at a time runs the rounds of a shard."""
 
 import asyncio
 import time
@@ -13,48 +13,47 @@ from deployerp.core.errors import Unavailable
 from deployerp.domain.periodic import Shard
 
 log = structlog.get_logger()
-# After so long the activity ends and another begins: maybe of a worker that is newer.
+# The activity ends then, and a newer worker can take the shard over.
 SHIFT = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Round:
-    """What a shard of some work does each time its turn comes; `every` and `longest` are seconds."""
+class PeriodicWork:
+    """What is done in each round of a kind of work. `interval` and `timeout` are seconds."""
 
     run: Callable[[Shard], Awaitable[object]]
-    every: float
-    # A round that hangs for longer must not keep the next from its turn.
-    longest: float
+    interval: float
+    # A round that hangs is given up, so that the next one runs.
+    timeout: float
 
 
 class PeriodicActivities:
-    """Does the periodic work of shards, whose kinds are known by name."""
+    """Runs the periodic work of shards; `works` has each kind of work by its name."""
 
-    def __init__(self, rounds: Mapping[str, Round]) -> None:
-        self._rounds = rounds
+    def __init__(self, works: Mapping[str, PeriodicWork]) -> None:
+        self._works = works
 
     @activity.defn
     async def keep_working(self, shard: Shard) -> None:
-        """Runs round after round, until its worker stops or the shift is over.
+        """Runs rounds until its worker stops or the shift ends.
 
-        The heartbeat is the lease of the shard. A round that fails is logged; the next may find that the
-        cause has gone.
+        The heartbeat is the lease of the shard. A round that fails is logged, and the next one runs.
         """
-        rounds = self._rounds[shard.work]
-        over = time.monotonic() + SHIFT.total_seconds()
+        work = self._works[shard.work]
+        end = time.monotonic() + SHIFT.total_seconds()
         stopping = asyncio.ensure_future(activity.wait_for_worker_shutdown())
         try:
-            while not stopping.done() and time.monotonic() < over:
-                await _try(rounds, shard)
-                await asyncio.wait((stopping,), timeout=rounds.every)
+            while not stopping.done() and time.monotonic() < end:
+                await _run_round(work, shard)
+                await asyncio.wait((stopping,), timeout=work.interval)
         finally:
             stopping.cancel()
 
 
-async def _try(rounds: Round, shard: Shard) -> None:
+async def _run_round(work: PeriodicWork, shard: Shard) -> None:
     try:
-        async with asyncio.timeout(rounds.longest):
-            await rounds.run(shard)
+        async with asyncio.timeout(work.timeout):
+            await work.run(shard)
     except Unavailable as error:
         log.warning("a round of periodic work failed", shard=str(shard), reason=error.message)
     except Exception:

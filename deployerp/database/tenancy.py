@@ -13,8 +13,8 @@ TENANT_SETTING = "deployerp.organization_id"
 class Tenant:
     """An organization as the owner of rows.
 
-    What narrows whose rows these are, such as a project, is added here, and to the parameters and policies
-    that read it.
+    Fields that narrow it, such as a project, are added here, and to the statements and policies that read
+    them.
     """
 
     organization_id: UUID

@@ -1,4 +1,4 @@
-"""Work that comes round again and again, and how it is divided among workers.
+"""Periodic work, and the shards by which workers share it.
 
 It imports nothing of ours, so that workflows can use it inside Temporal's sandbox.
 """
@@ -6,7 +6,7 @@ It imports nothing of ours, so that workflows can use it inside Temporal's sandb
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# By the name of each kind of work: into how many shards it is divided.
+# How many shards each kind of work has.
 SHARDS = {"sweep": 1, "reap": 1}
 
 

@@ -21,7 +21,7 @@ _HEARTBEAT = timedelta(seconds=10)
 
 @workflow.defn
 class KeepWorking:
-    """Has one worker at a time do the periodic work of a shard."""
+    """Runs the periodic work of a shard on one worker at a time."""
 
     @workflow.run
     async def run(self, shard: Shard) -> None:

@@ -7,7 +7,7 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from deployerp.activities import periodic
-from deployerp.activities.periodic import PeriodicActivities, Round
+from deployerp.activities.periodic import PeriodicActivities, PeriodicWork
 from deployerp.core.errors import Unavailable
 from deployerp.domain.periodic import Shard, shards
 
@@ -15,11 +15,11 @@ SHARD = Shard("test", index=1, count=2)
 
 
 async def work(
-    rounds: Callable[[Shard], Awaitable[object]], until: asyncio.Event, *, longest: float = 5
+    rounds: Callable[[Shard], Awaitable[object]], until: asyncio.Event, *, timeout: float = 5
 ) -> None:
     """Has a shard worked on until `until` is set; then its worker stops."""
     environment = ActivityEnvironment()
-    activities = PeriodicActivities({"test": Round(rounds, every=0, longest=longest)})
+    activities = PeriodicActivities({"test": PeriodicWork(rounds, interval=0, timeout=timeout)})
     working = asyncio.ensure_future(environment.run(activities.keep_working, SHARD))
     async with asyncio.timeout(10):
         await until.wait()
@@ -49,12 +49,12 @@ async def test_a_round_that_hangs_is_given_up_for_the_next() -> None:
             await asyncio.sleep(3600)
         done.set()
 
-    await work(hang_once, done, longest=0.05)
+    await work(hang_once, done, timeout=0.05)
 
 
 async def test_a_shift_ends_so_that_a_newer_worker_can_take_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(periodic, "SHIFT", periodic.SHIFT * 0)
-    activities = PeriodicActivities({"test": Round(lambda _: asyncio.sleep(0), every=0, longest=5)})
+    activities = PeriodicActivities({"test": PeriodicWork(lambda _: asyncio.sleep(0), interval=0, timeout=5)})
     async with asyncio.timeout(5):
         await ActivityEnvironment().run(activities.keep_working, SHARD)
 

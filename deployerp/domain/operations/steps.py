@@ -55,5 +55,5 @@ class StepRun:
     @classmethod
     def of_activity(cls, operation_id: str, name: str, activity_id: str) -> "StepRun":
         """The run that an activity of this name and id is."""
-        number = activity_id.removeprefix(f"{name}.")
+        _, _, number = activity_id.partition(f"{name}.")
         return cls(operation_id, name, int(number) if number.isdigit() else 1)
